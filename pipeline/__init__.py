@@ -1,0 +1,1 @@
+"""promptmill's library: everything that computes. It knows nothing of Prefect."""

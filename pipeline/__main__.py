@@ -1,0 +1,42 @@
+"""`python -m pipeline <stage> --task <task>`: run one stage in the current workspace, as dvc.yaml does."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import PromptmillError
+from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stage_named
+from pipeline.params import load_task
+
+
+def run_stage(root: Path, stage_name: str, task: str) -> None:
+    """Run one stage of one task below `root`; raises PromptmillError with a message for people."""
+    stage = stage_named(stage_name)
+    params = load_task(root / PARAMS_FILE, task)
+    layout = Layout(root, task)
+    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    module.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the stage, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Run one stage of one task in this workspace.")
+    parser.add_argument("stage", choices=[stage.name for stage in STAGES])
+    parser.add_argument("--task", required=True, help="a name under `tasks` in params.yaml")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    try:
+        run_stage(find_root(Path.cwd()), options.stage, options.task)
+    except PromptmillError as error:
+        if options.verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"error: stage {options.stage} of {options.task}: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The errors a user can meet.
+
+Every message says what was checked, where (file, row or dotted key), what was found, what was expected and what to do next.
+Third-party exceptions are mapped to these at the edge where they arise. `exit_code` is what the command line returns.
+"""
+
+
+class PromptmillError(Exception):
+    """Base of every error raised on purpose; its text is one message a person can act on."""
+
+    exit_code = 1
+
+
+class ParamsError(PromptmillError):
+    """params.yaml does not describe a valid task: unknown key, wrong type, missing section."""
+
+    exit_code = 2
+
+
+class WorkspaceError(PromptmillError):
+    """The folder promptmill runs in lacks something: no params.yaml, no git checkout, no DVC, a locked workspace."""
+
+
+class SourceError(PromptmillError):
+    """The data source cannot be read as described: missing file, wrong encoding, missing column, empty file."""
+
+
+class ContractError(PromptmillError):
+    """A critical expectation of the data contract failed, so no prompt is tuned on these rows."""
+
+
+class SplitError(PromptmillError):
+    """The accepted rows cannot be split as asked: too few rows, or a label without rows in a split."""
+
+
+class BaseModelError(PromptmillError):
+    """The base model cannot be found, converted, cached or used with the asked method."""
+
+
+class TemplateError(PromptmillError):
+    """A hard prompt template or a verbalizer cannot be used with this tokenizer or these fields."""
+
+
+class TrainingError(PromptmillError):
+    """Training diverged or produced a soft prompt that must not be exported."""
+
+
+class BundleError(PromptmillError):
+    """A tuned prompt bundle is incomplete, altered, or belongs to another base model."""
+
+
+class StageInputError(PromptmillError):
+    """A stage's declared input is missing or does not have the expected columns or keys."""
+
+
+class StageFailed(PromptmillError):
+    """A stage's process ended with a non-zero exit code; carries the stage's own message."""
+
+
+class RegistryError(PromptmillError):
+    """The MLflow tracking server or registry refused or lacks what was asked for."""
+
+
+class NotPromoted(PromptmillError):
+    """The gate refused the tuned prompt: a clean end, not a failure, with an exit code of its own."""
+
+    exit_code = 3

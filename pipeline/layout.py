@@ -1,0 +1,144 @@
+"""Where every file of a task lies, and which stage reads and writes it.
+
+This table, `dvc.yaml`, `params.yaml` and the typed params describe one pipeline; contract tests hold them equal.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import WorkspaceError
+
+PARAMS_FILE = "params.yaml"
+
+# Names of the files and folders of a task; "{task}" is replaced. A trailing slash marks a folder.
+FILES: Mapping[str, str] = {
+    "raw": "data/raw/{task}.parquet",
+    "ingest_report": "reports/{task}/ingest.json",
+    "accepted": "data/validated/{task}/accepted.parquet",
+    "quarantined": "data/validated/{task}/quarantined.parquet",
+    "data_report": "reports/{task}/data.json",
+    "data_docs": "reports/{task}/data_docs/",
+    "train": "data/splits/{task}/train.parquet",
+    "validation": "data/splits/{task}/validation.parquet",
+    "test": "data/splits/{task}/test.parquet",
+    "split_report": "reports/{task}/split.json",
+    "bundle": "prompts/{task}/",
+    "train_log": "reports/{task}/train_log.jsonl",
+    "predictions": "data/predictions/{task}.parquet",
+    "score_report": "reports/{task}/score.json",
+    "metrics": "reports/{task}/metrics.json",
+    "plots": "reports/{task}/plots/",
+    "fairness": "reports/{task}/fairness.json",
+    "gate": "reports/{task}/gate.json",
+    "card": "reports/{task}/card.html",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One DVC stage: the params sections it depends on, the files it reads and the files it writes (names in FILES)."""
+
+    name: str
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("ingest", ("ingest",), (), ("raw", "ingest_report")),
+    Stage(
+        "validate",
+        ("validate", "prompt"),
+        ("raw",),
+        ("accepted", "quarantined", "data_report", "data_docs"),
+    ),
+    Stage("split", ("split", "prompt"), ("accepted",), ("train", "validation", "test", "split_report")),
+    Stage("tune", ("tune", "prompt", "base_model"), ("train", "validation"), ("bundle", "train_log")),
+    Stage(
+        "score",
+        ("score", "prompt", "base_model"),
+        ("bundle", "train", "validation", "test"),
+        ("predictions", "score_report"),
+    ),
+    Stage("evaluate", ("evaluate", "prompt"), ("predictions",), ("metrics", "plots")),
+    Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions",), ("fairness",)),
+    Stage("gate", ("gate", "prompt"), ("metrics", "fairness"), ("gate",)),
+    Stage(
+        "report",
+        ("report", "prompt"),
+        (
+            "ingest_report",
+            "data_report",
+            "split_report",
+            "bundle",
+            "train_log",
+            "predictions",
+            "score_report",
+            "metrics",
+            "fairness",
+            "gate",
+        ),
+        ("card",),
+    ),
+)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name; raises WorkspaceError naming the known ones."""
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    known = ", ".join(stage.name for stage in STAGES)
+    raise WorkspaceError(f"There is no stage {name!r}; the stages are: {known}.")
+
+
+class Paths:
+    """The declared files of one side of a stage, as attributes: `inputs.train`, `outputs.bundle`.
+
+    Asking for a name the stage did not declare raises AttributeError, so a stage cannot read or write
+    anything that dvc.yaml does not know.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+
+    def __getattr__(self, name: str) -> Path:
+        try:
+            return self.__dict__["_files"][name]
+        except KeyError:
+            raise AttributeError(f"{name!r} is not declared by this stage; declared: {sorted(self._files)}") from None
+
+    def items(self) -> list[tuple[str, Path]]:
+        """(name, path) of every declared file, in declaration order."""
+        return list(self._files.items())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one task below one workspace root."""
+
+    root: Path
+    task: str
+
+    def path(self, name: str) -> Path:
+        """Absolute path of a file in FILES."""
+        return self.root / FILES[name].format(task=self.task).rstrip("/")
+
+    def inputs(self, stage: Stage) -> Paths:
+        """The files `stage` may read."""
+        return Paths({name: self.path(name) for name in stage.inputs})
+
+    def outputs(self, stage: Stage) -> Paths:
+        """The files `stage` must write."""
+        return Paths({name: self.path(name) for name in stage.outputs})
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds params.yaml; raises WorkspaceError when there is none."""
+    for folder in (start, *start.parents):
+        if (folder / PARAMS_FILE).is_file():
+            return folder
+    raise WorkspaceError(
+        f"No {PARAMS_FILE} in {start} or any folder above it. Run promptmill inside a clone of your pipeline repository."
+    )

@@ -1,0 +1,89 @@
+"""The manifest of a tuned prompt bundle: which files it holds, their sizes and sha256, and what they were made from.
+
+safetensors has no checksum and MLflow checks none, so a bundle is verified against this file after every copy and before every load.
+"""
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BundleError
+from pipeline.records import sha256_file, write_json
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+BUNDLE_FILES = ("adapter_config.json", "adapter_model.safetensors", "template.json", "verbalizers.json")
+
+_AGAIN = "Fetch the bundle again (`promptmill promote`/`predict` download it anew) or rebuild it with `dvc repro`."
+
+
+def write_manifest(bundle: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `manifest.json` over the files now in `bundle` with `lineage` beside them; returns the manifest."""
+    names = sorted(path.name for path in bundle.iterdir() if path.name != MANIFEST_FILE)
+    files = {name: {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)} for name in names}
+    manifest = {"schema_version": SCHEMA_VERSION, "files": files, **lineage}
+    write_json(bundle / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def verify_bundle(bundle: Path) -> dict[str, Any]:
+    """Check that `bundle` holds exactly the files of its manifest, unaltered; returns the manifest.
+
+    Raises BundleError naming the first file that is missing, added, linked, or of another size or sha256.
+    """
+    manifest = _read_manifest(bundle)
+    listed: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*")} - {MANIFEST_FILE}
+    for name in sorted(present - set(listed)):
+        raise BundleError(f"{bundle / name} is not listed in {MANIFEST_FILE}: somebody added it. {_AGAIN}")
+    for name in sorted({*listed, *BUNDLE_FILES}):
+        if name not in listed or name not in present:
+            raise BundleError(f"{bundle / name} is missing or not listed in {MANIFEST_FILE}. {_AGAIN}")
+        _verify_file(bundle / name, listed[name])
+    return manifest
+
+
+def manifest_sha256(bundle: Path) -> str:
+    """Hex sha256 of the manifest's bytes: with verify_bundle, the identity of the whole bundle."""
+    return sha256_file(bundle / MANIFEST_FILE)
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a plain file. {_AGAIN}")
+    if status.st_size != expected["size"]:
+        raise BundleError(f"{path} has {status.st_size} bytes, its manifest says {expected['size']}. {_AGAIN}")
+    found = sha256_file(path)
+    if found != expected["sha256"]:
+        raise BundleError(f"{path} has sha256 {found}, its manifest says {expected['sha256']}: the file was altered. {_AGAIN}")
+
+
+def _read_manifest(bundle: Path) -> dict[str, Any]:
+    path = bundle / MANIFEST_FILE
+    if not bundle.is_dir() or not path.is_file() or path.is_symlink():
+        raise BundleError(f"{path} does not exist as a plain file, so {bundle} is no tuned prompt bundle. {_AGAIN}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}). {_AGAIN}") from None
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(f"{path} has no schema_version {SCHEMA_VERSION}; this promptmill reads no other. {_AGAIN}")
+    if not _well_formed(manifest.get("files")):
+        raise BundleError(f"{path}: `files` must map plain file names to size and sha256. {_AGAIN}")
+    return manifest
+
+
+def _well_formed(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and "\\" not in name
+        and isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        for name, entry in files.items()
+    )

@@ -1,0 +1,463 @@
+"""params.yaml as frozen, typed models.
+
+The file holds `defaults` and `tasks.<name>`, each with the same sections; a task's section is merged over the default one.
+DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code sees the merged and typed one.
+All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ParamsError
+
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+RESERVED_COLUMNS = frozenset({"row_id", "source_row", "label", "label_confidence", "text_for_people", "rule", "reason"})
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """Base of every params section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# --- ingest -----------------------------------------------------------------------------------------------------------
+
+
+class PackageFileSource(Section):
+    """A delimited text file inside an installed Python package; the package itself is never imported."""
+
+    kind: Literal["package_file"]
+    package: str
+    path: str
+    encoding: str = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class FileSource(Section):
+    """A delimited text file; `path` is relative to the folder of params.yaml."""
+
+    kind: Literal["file"]
+    path: str
+    encoding: str = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class Columns(Section):
+    """Which source column plays which part. `fields` maps the name used in `{braces}` of templates to a source column."""
+
+    fields: Annotated[dict[str, str], Field(min_length=1)]
+    label: str
+    label_confidence: str | None = None
+
+    @field_validator("fields")
+    @classmethod
+    def _field_names(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name in fields:
+            if not name.isidentifier() or name in RESERVED_COLUMNS:
+                raise ValueError(f"{name!r} cannot be a field name: use an identifier other than {sorted(RESERVED_COLUMNS)}")
+        return fields
+
+
+class IngestParams(Section):
+    """Where labelled rows come from. `sample_rows`: how many to draw (seeded, without replacement); null takes all."""
+
+    source: Annotated[PackageFileSource | FileSource, Field(discriminator="kind")]
+    columns: Columns
+    sample_rows: PositiveInt | None = None
+    seed: Seed = 0
+
+
+# --- validate ---------------------------------------------------------------------------------------------------------
+
+
+class ValidateParams(Section):
+    """The data contract. Row rules quarantine single rows; expectations of severity critical block the run."""
+
+    minimum_rows: PositiveInt
+    minimum_accepted_share: Fraction
+    minimum_text_characters: PositiveInt = 1
+    maximum_text_characters: PositiveInt
+    low_label_confidence: Literal["quarantine", "keep"]
+    minimum_label_confidence: Fraction
+    duplicates: Literal["keep_first", "keep_all"]
+    conflicting_labels: Literal["quarantine", "keep"]
+
+
+# --- split ------------------------------------------------------------------------------------------------------------
+
+
+class SplitParams(Section):
+    """Shares of the accepted rows; what remains is the training split. `test_rows`/`validation_rows` cap the size."""
+
+    validation_share: OpenFraction
+    test_share: OpenFraction
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _room_for_training(self) -> "SplitParams":
+        if self.validation_share + self.test_share >= 1.0:
+            raise ValueError("validation_share + test_share must stay below 1, or no training rows remain")
+        return self
+
+
+# --- prompt and base model --------------------------------------------------------------------------------------------
+
+
+class PromptParams(Section):
+    """How an example is shown to the base model.
+
+    `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
+    including its leading space. `hard_prompts`: candidate instructions; the best one on validation is the baseline.
+    """
+
+    template: str
+    verbalizers: Annotated[dict[str, str], Field(min_length=2)]
+    hard_prompts: Annotated[list[str], Field(min_length=1)]
+    maximum_field_tokens: PositiveInt
+
+    @field_validator("verbalizers")
+    @classmethod
+    def _distinct(cls, verbalizers: dict[str, str]) -> dict[str, str]:
+        if len(set(verbalizers.values())) != len(verbalizers):
+            raise ValueError(f"two labels share one verbalizer: {verbalizers}")
+        if any(not value.strip() for value in verbalizers.values()):
+            raise ValueError(f"an empty verbalizer cannot stand for a label: {verbalizers}")
+        return verbalizers
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The closed label set, in the order of the verbalizers."""
+        return tuple(self.verbalizers)
+
+
+class PackageBaseModel(Section):
+    """A GGUF file inside an installed Python package, converted once to safetensors in the model cache."""
+
+    kind: Literal["package_gguf"]
+    id: str
+    package: str
+    path: str
+
+
+class DirectoryBaseModel(Section):
+    """A local folder in Hugging Face format; a relative path starts at the folder of params.yaml."""
+
+    kind: Literal["directory"]
+    id: str
+    path: str
+
+
+class HubBaseModel(Section):
+    """A model on the Hugging Face hub at a fixed revision (a commit hash or tag)."""
+
+    kind: Literal["hub"]
+    id: str
+    revision: str
+
+
+class BaseModelParams(Section):
+    """The frozen language model. `dtype: auto` takes bfloat16 where the hardware multiplies it natively, else float32."""
+
+    source: Annotated[PackageBaseModel | DirectoryBaseModel | HubBaseModel, Field(discriminator="kind")]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+
+# --- tune -------------------------------------------------------------------------------------------------------------
+
+
+class TuneParams(Section):
+    """Training of the soft prompt [P, H]. `evaluate_every` and `early_stopping_patience` count steps and evaluations."""
+
+    method: Literal["prompt_tuning"]
+    num_virtual_tokens: PositiveInt
+    init_text: Annotated[str, Field(min_length=1)]
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    warmup_ratio: Fraction
+    schedule: Literal["cosine", "linear", "constant"]
+    maximum_gradient_norm: Annotated[float, Field(gt=0.0)]
+    batch_size: PositiveInt
+    maximum_steps: PositiveInt
+    evaluate_every: PositiveInt
+    early_stopping_patience: PositiveInt
+    validation_rows: PositiveInt
+    metric: Literal["accuracy", "macro_f1"]
+    seed: Seed
+
+
+class ScoreParams(Section):
+    """Scoring of the test split. `hard_prompt_selection_rows`: validation rows on which the candidates compete."""
+
+    batch_size: PositiveInt
+    hard_prompt_selection_rows: PositiveInt
+
+
+# --- evaluate, assess_fairness, gate ----------------------------------------------------------------------------------
+
+
+class EvaluateParams(Section):
+    """Bootstrap intervals of the metrics."""
+
+    bootstrap_replicates: Annotated[int, Field(ge=200)]
+    confidence_level: OpenFraction
+    seed: Seed
+
+
+class TextGroups(Section):
+    """Groups that are a property of the text: a row belongs to a group when its text matches the regular expression."""
+
+    derived_from: Literal["text"]
+    patterns: Annotated[dict[str, str], Field(min_length=1)]
+
+    @field_validator("patterns")
+    @classmethod
+    def _compilable(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for name, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern of group {name!r} is not a regular expression: {pattern!r} ({error})") from None
+        return patterns
+
+
+class AssessFairnessParams(Section):
+    """Disaggregated metrics. Below `minimum_denominator` rows a group's figure is INSUFFICIENT, never a pass."""
+
+    groups: dict[str, TextGroups]
+    minimum_denominator: PositiveInt
+    confidence_level: OpenFraction
+
+
+class ValueThreshold(Section):
+    """A limit on one metric of the tuned prompt, judged by the end of its interval that is worse."""
+
+    metric: str
+    minimum: float
+
+
+class ChangeThreshold(Section):
+    """A limit on tuned minus baseline, on the same rows: the point value reaches `minimum_gain`, the interval excludes 0."""
+
+    metric: str
+    baseline: Literal["hard_prompt", "majority_class"]
+    minimum_gain: Annotated[float, Field(ge=0.0)]
+
+
+class GroupThreshold(Section):
+    """A floor on one metric for each listed group of one attribute, judged by the lower end of its interval."""
+
+    attribute: str
+    metric: Literal["accuracy"]
+    groups: Annotated[list[str], Field(min_length=1)]
+    minimum: Fraction
+
+
+class DifferenceThreshold(Section):
+    """A limit on the largest difference of a metric between two of the listed groups, judged by the interval's upper end."""
+
+    attribute: str
+    metric: Literal["accuracy"]
+    groups: Annotated[list[str], Field(min_length=2)]
+    maximum: Fraction
+
+
+class DegeneracyThreshold(Section):
+    """No label may take more than this share of the predictions, and each label must be predicted at least once."""
+
+    maximum_prediction_share: OpenFraction
+
+
+class GateParams(Section):
+    """The promotion rule. Without value thresholds nothing can be promoted."""
+
+    minimum_test_rows: PositiveInt
+    value_thresholds: Annotated[list[ValueThreshold], Field(min_length=1)]
+    change_thresholds: list[ChangeThreshold]
+    group_thresholds: list[GroupThreshold]
+    difference_thresholds: list[DifferenceThreshold]
+    degeneracy: DegeneracyThreshold
+
+
+class ReportParams(Section):
+    """The prompt card."""
+
+    title: str
+    description: str
+    examples: PositiveInt
+    seed: Seed
+
+
+class TaskParams(Section):
+    """All sections of one task after merging `tasks.<name>` over `defaults`."""
+
+    ingest: IngestParams
+    validate_: Annotated[ValidateParams, Field(alias="validate")]
+    split: SplitParams
+    prompt: PromptParams
+    base_model: BaseModelParams
+    tune: TuneParams
+    score: ScoreParams
+    evaluate: EvaluateParams
+    assess_fairness: AssessFairnessParams
+    gate: GateParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "TaskParams":
+        known = set(self.ingest.columns.fields)
+        for where, template in (("template", self.prompt.template), *((f"hard_prompts.{i}", t) for i, t in enumerate(self.prompt.hard_prompts))):
+            used = set(placeholders(template))
+            if not used or not used <= known:
+                raise ValueError(f"prompt.{where} uses the fields {sorted(used)}, ingest.columns.fields defines {sorted(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_groups_exist(self) -> "TaskParams":
+        for threshold in (*self.gate.group_thresholds, *self.gate.difference_thresholds):
+            attribute = self.assess_fairness.groups.get(threshold.attribute)
+            known = sorted(attribute.patterns) if attribute else []
+            unknown = [group for group in threshold.groups if group not in known]
+            if unknown:
+                raise ValueError(f"gate names the groups {unknown} of {threshold.attribute!r}, assess_fairness.groups defines {known}")
+        return self
+
+
+SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())
+
+
+def placeholders(template: str) -> list[str]:
+    """Names in `{braces}` of a template, in order of appearance."""
+    return re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", template)
+
+
+def load(path: Path) -> dict[str, TaskParams]:
+    """Read params.yaml and return every task, typed; raises ParamsError with all errors of all tasks together."""
+    document = _read_yaml(path)
+    errors: list[str] = []
+    defaults, tasks = _top_level(document, errors)
+    typed: dict[str, TaskParams] = {}
+    for name, sections in tasks.items():
+        if not TASK_NAME.fullmatch(name):
+            errors.append(f"tasks.{name}: a task name is 1 to 64 of a-z 0-9 . _ - and starts with a letter or digit")
+        elif not isinstance(sections, Mapping):
+            errors.append(f"tasks.{name}: expected a mapping of sections, found {sections!r}")
+        else:
+            _type_task(name, defaults, cast(Mapping[str, Any], sections), typed, errors)
+    if errors:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
+        raise ParamsError(f"{path} has {len(dict.fromkeys(errors))} error(s); correct these keys:\n{listed}")
+    return typed
+
+
+def load_task(path: Path, task: str) -> TaskParams:
+    """Read params.yaml and return one task; raises ParamsError naming the known tasks when there is none of that name."""
+    tasks = load(path)
+    if task not in tasks:
+        raise ParamsError(f"{path} has no task {task!r}; it has: {', '.join(sorted(tasks))}. Add a section tasks.{task} or correct the name.")
+    return tasks[task]
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist. Run promptmill inside a clone of your pipeline repository.") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, Mapping):
+        raise ParamsError(f"{path} must hold the two mappings `defaults` and `tasks`; found {type(document).__name__}.")
+    return cast(Mapping[str, Any], document)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice in one mapping", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _top_level(document: Mapping[str, Any], errors: list[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    errors.extend(f"{key}: unknown key; the top level holds `defaults` and `tasks`" for key in document if key not in ("defaults", "tasks"))
+    found: list[Mapping[str, Any]] = []
+    for name in ("defaults", "tasks"):
+        value = document.get(name)
+        if not isinstance(value, Mapping) or (name == "tasks" and not value):
+            errors.append(f"{name}: expected a mapping that is not empty, found {value!r}")
+            value = {}
+        found.append(cast(Mapping[str, Any], value))
+    _check_sections("defaults", found[0], errors)
+    return found[0], found[1]
+
+
+def _check_sections(where: str, sections: Mapping[str, Any], errors: list[str]) -> None:
+    """DVC tracks params by section, so each must be present; an unknown one would be ignored by it."""
+    errors.extend(f"{where}.{name}: unknown section; known: {', '.join(SECTIONS)}" for name in sections if name not in SECTIONS)
+    errors.extend(f"{where}.{name}: missing section; write `{name}: {{}}` when there is nothing to set" for name in SECTIONS if name not in sections)
+    errors.extend(f"{where}.{name}: expected a mapping, found {value!r}" for name, value in sections.items() if name in SECTIONS and not isinstance(value, Mapping))
+
+
+def _type_task(name: str, defaults: Mapping[str, Any], sections: Mapping[str, Any], typed: dict[str, TaskParams], errors: list[str]) -> None:
+    before = len(errors)
+    _check_sections(f"tasks.{name}", sections, errors)
+    if len(errors) > before or any(not isinstance(defaults.get(section), Mapping) for section in SECTIONS):
+        return
+    merged = _merge(defaults, sections)
+    try:
+        typed[name] = TaskParams.model_validate(merged)
+    except ValidationError as error:
+        errors.extend(_describe(detail, name, defaults, sections) for detail in error.errors())
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key. Lists, scalars and mappings with another `kind` replace what is under them."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        same_kind = isinstance(below, Mapping) and isinstance(value, Mapping) and value.get("kind", below.get("kind")) == below.get("kind")
+        merged[key] = _merge(below, value) if same_kind else value
+    return merged
+
+
+def _describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
+    """One line for one pydantic error, with the dotted path of the side (task or defaults) that holds the value."""
+    location = tuple(str(part) for part in detail["loc"])
+    plain = tuple(part for part in location if part not in ("package_file", "file", "package_gguf", "directory", "hub"))
+    side = f"tasks.{task}" if _holds(sections, plain) or not _holds(defaults, plain) else "defaults"
+    path = ".".join((side, *plain))
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown key (value {detail['input']!r}); remove it or correct its name"
+    if detail["type"] == "missing":
+        return f"{path}: missing, and there is no default"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{path}: {message}" if detail["type"] == "value_error" else f"{path}: {message}; found {detail['input']!r}"
+
+
+def _holds(mapping: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    node: Any = mapping
+    for part in path:
+        if isinstance(node, Mapping) and part in node:
+            node = cast(Mapping[str, Any], node)[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(cast(list[Any], node)):
+            node = cast(list[Any], node)[int(part)]
+        else:
+            return False
+    return True

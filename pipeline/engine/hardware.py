@@ -1,0 +1,75 @@
+"""What the machine can do: the device, the data type and the attention kernel that `auto` stands for."""
+
+import os
+import platform
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pipeline.errors import BaseModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(asked: str = "auto") -> torch.device:
+    """`auto` is the first CUDA GPU when there is one, else the CPU; raises BaseModelError for a device that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BaseModelError(f"The device {asked!r} was asked for, but torch finds no CUDA GPU. Use `auto` or `cpu`.")
+    return device
+
+
+def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32 (emulated bfloat16 is slower)."""
+    if asked != "auto":
+        return DTYPES[asked]
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def choose_attention(asked: str, device: torch.device) -> str:
+    """`auto` is eager on a CPU (measured faster there on short texts) and sdpa on a GPU."""
+    if asked != "auto":
+        return asked
+    return "eager" if device.type == "cpu" else "sdpa"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """What decides whether a run gives the same bits: the instruction set and threads of a CPU, or the GPU and its driver."""
+    described: dict[str, Any] = {
+        "device": device.type,
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return described
+
+
+@contextmanager
+def deterministic_algorithms() -> Generator[None]:
+    """Within it torch refuses kernels whose result depends on timing; the former setting is restored afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # cuBLAS reads this when its handle is made; without it torch refuses matrix products in this mode.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,111 @@
+"""Hard prompt templates and verbalizers as token ids.
+
+A template is cut at its fields. The text before the first field is the same for every example and becomes part of the shared
+prefix; the rest is tokenised piece by piece, so that an example's tokens never depend on how pieces would merge across a cut.
+White space in front of a field is moved to the field's side of the cut, as in the texts the base models were trained on.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.errors import TemplateError
+
+_FIELD = re.compile(r"(\s*)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One cut of a template: a field with the white space in front of it, or literal tokens."""
+
+    field: str | None
+    space: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A compiled hard prompt template: `head` is shared by all examples, `pieces` make an example's own tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    head: tuple[int, ...]
+    pieces: tuple[_Piece, ...]
+    maximum_field_tokens: int
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Field names in order of appearance."""
+        return tuple(piece.field for piece in self.pieces if piece.field is not None)
+
+    def encode(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """Each row's own tokens; a field longer than `maximum_field_tokens` is cut at its end.
+
+        Raises TemplateError naming the row and field when a field is missing or not a string.
+        """
+        if not rows:
+            return []
+        columns = [self._encode_field(piece, rows) for piece in self.pieces]
+        return [[token for column in columns for token in column[index]] for index in range(len(rows))]
+
+    def _encode_field(self, piece: _Piece, rows: Sequence[Mapping[str, str]]) -> list[Sequence[int]]:
+        if piece.field is None:
+            return [piece.token_ids] * len(rows)
+        texts: list[str] = []
+        for number, row in enumerate(rows, 1):
+            value = row.get(piece.field)
+            if not isinstance(value, str):
+                raise TemplateError(
+                    f"Row {number}: the field {piece.field!r} must be a string, found {value!r}. Give every field of the template."
+                )
+            texts.append(piece.space + value)
+        # Text that spells a special token stays text: it must not be able to end the prompt.
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [ids[: self.maximum_field_tokens] for ids in encoded]
+
+
+@dataclass(frozen=True)
+class Verbalizers:
+    """Token ids of the string that stands for each label."""
+
+    labels: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def single_token(self) -> bool:
+        """Whether every verbalizer is one token, so that C logits at one position decide."""
+        return all(len(ids) == 1 for ids in self.token_ids)
+
+
+def compile_template(*, tokenizer: PreTrainedTokenizerBase, template: str, maximum_field_tokens: int) -> Template:
+    """Cut `template` at its `{fields}` and tokenise the literal parts; raises TemplateError when it has no field."""
+    pieces: list[_Piece] = []
+    end = 0
+    for match in _FIELD.finditer(template):
+        pieces.append(_Piece(None, "", _ids(tokenizer, template[end : match.start()])))
+        pieces.append(_Piece(match.group(2), match.group(1), ()))
+        end = match.end()
+    if not pieces:
+        raise TemplateError(f"The template {template!r} has no field such as {{text}}, so it would ask the same of every example.")
+    pieces.append(_Piece(None, "", _ids(tokenizer, template[end:])))
+    # What the tokenizer puts before every text (a BOS token, where it has one) belongs to the shared prefix.
+    start = tuple(tokenizer("")["input_ids"])
+    return Template(
+        tokenizer, start + pieces[0].token_ids, tuple(piece for piece in pieces[1:] if piece.field or piece.token_ids), maximum_field_tokens
+    )
+
+
+def compile_verbalizers(*, tokenizer: PreTrainedTokenizerBase, verbalizers: Mapping[str, str]) -> Verbalizers:
+    """Tokenise the verbalizers; raises TemplateError when one is empty or two labels get the same tokens."""
+    token_ids = tuple(_ids(tokenizer, text) for text in verbalizers.values())
+    for label, ids in zip(verbalizers, token_ids, strict=True):
+        if not ids:
+            raise TemplateError(f"The verbalizer {verbalizers[label]!r} of label {label!r} has no tokens in this tokenizer.")
+    if len(set(token_ids)) != len(token_ids):
+        raise TemplateError(f"Two verbalizers have the same tokens in this tokenizer: {dict(verbalizers)}. Choose distinct ones.")
+    return Verbalizers(tuple(verbalizers), token_ids)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()

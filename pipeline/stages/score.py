@@ -1,0 +1,117 @@
+"""score: predictions of the tuned prompt, of the best hard prompt and of the majority class on the same test rows."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.engine.base_model import BaseModel, load_base_model
+from pipeline.engine.batching import Example
+from pipeline.engine.predicting import load_predictor
+from pipeline.engine.scoring import classification_result, score_examples
+from pipeline.engine.template import Template, Verbalizers, compile_template
+from pipeline.layout import Paths
+from pipeline.manifest import verify_bundle
+from pipeline.params import TaskParams
+from pipeline.progress import Progress
+from pipeline.records import read_parquet, write_json, write_parquet
+from pipeline.stages.tune import labelled_examples, rows_of
+
+
+def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """Choose the best hard prompt on `validation`, score `test` with every variant, write `predictions` and `score_report`."""
+    verify_bundle(inputs.bundle)
+    test = read_parquet(inputs.test, ["row_id", "label", *params.ingest.columns.fields])
+    selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation)))
+    with Progress("score", selection * len(params.prompt.hard_prompts) + 2 * len(test), "row") as progress:
+        base = load_base_model(
+            source=params.base_model.source.model_dump(),
+            dtype=params.base_model.dtype,
+            attention=params.base_model.attention,
+            say=progress.say,
+        )
+        predictor = load_predictor(inputs.bundle, base=base)
+        candidates = _compare_hard_prompts(params, inputs.validation, base, predictor.verbalizers, selection, progress)
+        best = max(candidates, key=lambda candidate: candidate["accuracy"])
+        variants = {
+            "tuned": (predictor.soft_prompt, predictor.template),
+            "hard_prompt": (None, _compile(params, base, best["template"])),
+        }
+        frames: list[pd.DataFrame] = []
+        seconds: dict[str, float] = {}
+        for name, (soft_prompt, template) in variants.items():
+            started = time.perf_counter()
+            probabilities = score_examples(
+                base=base,
+                soft_prompt=soft_prompt,
+                head=template.head,
+                examples=[Example(ids, -1) for ids in template.encode(rows_of(test, template))],
+                verbalizers=predictor.verbalizers,
+                batch_size=params.score.batch_size,
+                advance=progress.advance,
+            ).exp()
+            seconds[name] = (time.perf_counter() - started) / len(test)
+            frames.append(_frame(name, test, params, probabilities))
+    majority, shares = _majority_class(inputs.train, params)
+    frames.append(_frame("majority_class", test, params, shares.repeat(len(test), 1)))
+    write_parquet(outputs.predictions, pd.concat(frames, ignore_index=True))
+    report = {
+        "hard_prompt": best["template"],
+        "hard_prompts": candidates,
+        "majority_class": majority,
+        "rows": len(test),
+        "seconds_per_row": seconds,
+    }
+    write_json(outputs.score_report, report)
+    return report
+
+
+def _compare_hard_prompts(
+    params: TaskParams, validation: Path, base: BaseModel, verbalizers: Verbalizers, rows: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Accuracy of each candidate hard prompt on the first `rows` validation rows: the test split chooses nothing."""
+    compared: list[dict[str, Any]] = []
+    for text in params.prompt.hard_prompts:
+        template = _compile(params, base, text)
+        examples = labelled_examples(validation, template, params)[:rows]
+        scores = score_examples(
+            base=base,
+            soft_prompt=None,
+            head=template.head,
+            examples=examples,
+            verbalizers=verbalizers,
+            batch_size=params.score.batch_size,
+            advance=progress.advance,
+        )
+        result = classification_result(scores, [example.label for example in examples])
+        compared.append({"template": text, "accuracy": result.accuracy, "rows": result.rows})
+    return compared
+
+
+def _compile(params: TaskParams, base: BaseModel, template: str) -> Template:
+    return compile_template(tokenizer=base.tokenizer, template=template, maximum_field_tokens=params.prompt.maximum_field_tokens)
+
+
+def _majority_class(train: Path, params: TaskParams) -> tuple[str, torch.Tensor]:
+    """The commonest label of the training split (ties: the first of the label set) and the label shares [C]."""
+    counts = read_parquet(train, ["label"])["label"].value_counts()
+    shares = torch.tensor([float(counts.get(label, 0)) for label in params.prompt.labels])
+    return params.prompt.labels[int(shares.argmax())], shares / shares.sum()
+
+
+def _frame(variant: str, test: pd.DataFrame, params: TaskParams, probabilities: torch.Tensor) -> pd.DataFrame:
+    labels: Sequence[str] = params.prompt.labels
+    fields = [test[name] for name in params.ingest.columns.fields]
+    return pd.DataFrame(
+        {
+            "row_id": test["row_id"],
+            "variant": variant,
+            "text": ["\n".join(values) for values in zip(*fields, strict=True)],
+            "label": test["label"],
+            "prediction": [labels[index] for index in probabilities.argmax(-1).tolist()],
+            **{f"p.{label}": probabilities[:, index].double().numpy() for index, label in enumerate(labels)},
+        }
+    )

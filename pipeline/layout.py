@@ -139,6 +139,4 @@ def find_root(start: Path) -> Path:
     for folder in (start, *start.parents):
         if (folder / PARAMS_FILE).is_file():
             return folder
-    raise WorkspaceError(
-        f"No {PARAMS_FILE} in {start} or any folder above it. Run promptmill inside a clone of your pipeline repository."
-    )
+    raise WorkspaceError(f"No {PARAMS_FILE} in {start} or any folder above it. Run promptmill inside a clone of your pipeline repository.")

@@ -23,7 +23,8 @@ def write_manifest(bundle: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
     """Write `manifest.json` over the files now in `bundle` with `lineage` beside them; returns the manifest."""
     names = sorted(path.name for path in bundle.iterdir() if path.name != MANIFEST_FILE)
     files = {name: {"size": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)} for name in names}
-    manifest = {"schema_version": SCHEMA_VERSION, "files": files, **lineage}
+    own = {"schema_version": SCHEMA_VERSION, "files": files}
+    manifest = {**own, **lineage, **own}  # lineage stands behind them and cannot replace them
     write_json(bundle / MANIFEST_FILE, manifest)
     return manifest
 
@@ -67,7 +68,7 @@ def _read_manifest(bundle: Path) -> dict[str, Any]:
         raise BundleError(f"{path} does not exist as a plain file, so {bundle} is no tuned prompt bundle. {_AGAIN}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}). {_AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(f"{path} has no schema_version {SCHEMA_VERSION}; this promptmill reads no other. {_AGAIN}")

@@ -3,19 +3,21 @@
 The file holds `defaults` and `tasks.<name>`, each with the same sections; a task's section is merged over the default one.
 DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code sees the merged and typed one.
 All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
+The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ParamsError
+from pipeline.params_file import describe, merge, read_yaml
 
-TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # no dot: DVC would read tasks.a.b.tune as a path and track nothing
 RESERVED_COLUMNS = frozenset({"row_id", "source_row", "label", "label_confidence", "text_for_people", "rule", "reason"})
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -25,9 +27,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
-    """Base of every params section: frozen, and unknown keys are errors."""
+    """Base of every params section: frozen, no unknown keys, no silent conversion between types, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
@@ -239,6 +241,11 @@ class AssessFairnessParams(Section):
     confidence_level: OpenFraction
 
 
+def gate_metrics(labels: Iterable[str]) -> list[str]:
+    """The metrics a minimum can be set on (more is better): accuracy, macro_f1, per_class.<label>.precision, .recall and .f1."""
+    return ["accuracy", "macro_f1", *(f"per_class.{label}.{name}" for label in labels for name in ("precision", "recall", "f1"))]
+
+
 class ValueThreshold(Section):
     """A limit on one metric of the tuned prompt, judged by the end of its interval that is worse."""
 
@@ -249,9 +256,16 @@ class ValueThreshold(Section):
 class ChangeThreshold(Section):
     """A limit on tuned minus baseline, on the same rows: the point value reaches `minimum_gain`, the interval excludes 0."""
 
-    metric: str
+    metric: Literal["accuracy", "macro_f1"]
     baseline: Literal["hard_prompt", "majority_class"]
     minimum_gain: Annotated[float, Field(ge=0.0)]
+
+
+def _distinct_groups(groups: list[str]) -> list[str]:
+    """A group compared with itself differs by 0 and would pass any limit."""
+    if len(set(groups)) != len(groups):
+        raise ValueError(f"a group is listed twice: {groups}")
+    return groups
 
 
 class GroupThreshold(Section):
@@ -259,7 +273,7 @@ class GroupThreshold(Section):
 
     attribute: str
     metric: Literal["accuracy"]
-    groups: Annotated[list[str], Field(min_length=1)]
+    groups: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct_groups)]
     minimum: Fraction
 
 
@@ -268,7 +282,7 @@ class DifferenceThreshold(Section):
 
     attribute: str
     metric: Literal["accuracy"]
-    groups: Annotated[list[str], Field(min_length=2)]
+    groups: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct_groups)]
     maximum: Fraction
 
 
@@ -314,23 +328,46 @@ class TaskParams(Section):
     report: ReportParams
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> "TaskParams":
-        known = set(self.ingest.columns.fields)
-        for where, template in (("template", self.prompt.template), *((f"hard_prompts.{i}", t) for i, t in enumerate(self.prompt.hard_prompts))):
-            used = set(placeholders(template))
-            if not used or not used <= known:
-                raise ValueError(f"prompt.{where} uses the fields {sorted(used)}, ingest.columns.fields defines {sorted(known)}")
+    def _sections_agree(self) -> "TaskParams":
+        problems = [*_field_problems(self), *_metric_problems(self), *_group_problems(self)]
+        if problems:
+            summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
+            raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
         return self
 
-    @model_validator(mode="after")
-    def _gate_groups_exist(self) -> "TaskParams":
-        for threshold in (*self.gate.group_thresholds, *self.gate.difference_thresholds):
-            attribute = self.assess_fairness.groups.get(threshold.attribute)
+
+def _field_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each template that does not use the fields of ingest."""
+    known = sorted(params.ingest.columns.fields)
+    candidates = {f"hard_prompts.{index}": template for index, template in enumerate(params.prompt.hard_prompts)}
+    for where, template in {"template": params.prompt.template, **candidates}.items():
+        used = sorted(set(placeholders(template)))
+        if not used or not set(used) <= set(known):
+            yield (
+                f"prompt.{where}",
+                f"uses the fields {used}, ingest.columns.fields defines {known}; use at least one of those, and no other",
+            )
+
+
+def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each value threshold on something that is no metric, before a prompt is tuned for nothing."""
+    known = gate_metrics(params.prompt.labels)
+    for index, threshold in enumerate(params.gate.value_thresholds):
+        if threshold.metric not in known:
+            yield f"gate.value_thresholds.{index}.metric", f"a minimum on {threshold.metric!r} cannot be judged; choose one of {known}"
+
+
+def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each threshold of the gate that names a group nobody defines."""
+    for kind in ("group_thresholds", "difference_thresholds"):
+        thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(params.gate, kind)
+        for index, threshold in enumerate(thresholds):
+            attribute = params.assess_fairness.groups.get(threshold.attribute)
             known = sorted(attribute.patterns) if attribute else []
             unknown = [group for group in threshold.groups if group not in known]
             if unknown:
-                raise ValueError(f"gate names the groups {unknown} of {threshold.attribute!r}, assess_fairness.groups defines {known}")
-        return self
+                where = f"assess_fairness.groups.{threshold.attribute}"
+                yield f"gate.{kind}.{index}", f"names the groups {unknown} of {threshold.attribute!r}, {where} defines {known}"
 
 
 SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())
@@ -343,20 +380,21 @@ def placeholders(template: str) -> list[str]:
 
 def load(path: Path) -> dict[str, TaskParams]:
     """Read params.yaml and return every task, typed; raises ParamsError with all errors of all tasks together."""
-    document = _read_yaml(path)
+    document = read_yaml(path)
     errors: list[str] = []
     defaults, tasks = _top_level(document, errors)
     typed: dict[str, TaskParams] = {}
     for name, sections in tasks.items():
-        if not TASK_NAME.fullmatch(name):
-            errors.append(f"tasks.{name}: a task name is 1 to 64 of a-z 0-9 . _ - and starts with a letter or digit")
+        if not TASK_NAME.fullmatch(str(name)):
+            errors.append(f"tasks.{name}: a task name is 1 to 64 of a-z 0-9 _ - and starts with a letter")
         elif not isinstance(sections, Mapping):
             errors.append(f"tasks.{name}: expected a mapping of sections, found {sections!r}")
         else:
             _type_task(name, defaults, cast(Mapping[str, Any], sections), typed, errors)
-    if errors:
-        listed = "\n".join(f"  {line}" for line in dict.fromkeys(errors))
-        raise ParamsError(f"{path} has {len(dict.fromkeys(errors))} error(s); correct these keys:\n{listed}")
+    distinct = list(dict.fromkeys(errors))  # a wrong default shows up in every task
+    if distinct:
+        listed = "\n".join(f"  {line}" for line in distinct)
+        raise ParamsError(f"{path} has {len(distinct)} error(s); correct these keys:\n{listed}")
     return typed
 
 
@@ -364,35 +402,10 @@ def load_task(path: Path, task: str) -> TaskParams:
     """Read params.yaml and return one task; raises ParamsError naming the known tasks when there is none of that name."""
     tasks = load(path)
     if task not in tasks:
-        raise ParamsError(f"{path} has no task {task!r}; it has: {', '.join(sorted(tasks))}. Add a section tasks.{task} or correct the name.")
+        raise ParamsError(
+            f"{path} has no task {task!r}; it has: {', '.join(sorted(tasks))}. Add a section tasks.{task} or correct the name."
+        )
     return tasks[task]
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist. Run promptmill inside a clone of your pipeline repository.") from None
-    except UnicodeDecodeError as error:
-        raise ParamsError(f"{path} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, Mapping):
-        raise ParamsError(f"{path} must hold the two mappings `defaults` and `tasks`; found {type(document).__name__}.")
-    return cast(Mapping[str, Any], document)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice in one mapping", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _top_level(document: Mapping[str, Any], errors: list[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -404,60 +417,39 @@ def _top_level(document: Mapping[str, Any], errors: list[str]) -> tuple[Mapping[
             errors.append(f"{name}: expected a mapping that is not empty, found {value!r}")
             value = {}
         found.append(cast(Mapping[str, Any], value))
-    _check_sections("defaults", found[0], errors)
+    errors.extend(_section_errors("defaults", found[0]).values())
     return found[0], found[1]
 
 
-def _check_sections(where: str, sections: Mapping[str, Any], errors: list[str]) -> None:
-    """DVC tracks params by section, so each must be present; an unknown one would be ignored by it."""
-    errors.extend(f"{where}.{name}: unknown section; known: {', '.join(SECTIONS)}" for name in sections if name not in SECTIONS)
-    errors.extend(f"{where}.{name}: missing section; write `{name}: {{}}` when there is nothing to set" for name in SECTIONS if name not in sections)
-    errors.extend(f"{where}.{name}: expected a mapping, found {value!r}" for name, value in sections.items() if name in SECTIONS and not isinstance(value, Mapping))
+def _section_errors(where: str, sections: Mapping[str, Any]) -> dict[str, str]:
+    """Section name -> what is wrong with the section as a whole. DVC tracks params by section, so each must be present."""
+    unknown = {name: f"{where}.{name}: unknown section; known: {', '.join(SECTIONS)}" for name in sections if name not in SECTIONS}
+    absent = {
+        name: f"{where}.{name}: missing section; write `{name}: {{}}` when there is nothing to set"
+        for name in SECTIONS
+        if name not in sections
+    }
+    not_mapping = {
+        name: f"{where}.{name}: expected a mapping, found {sections[name]!r}"
+        for name in SECTIONS
+        if name in sections and not isinstance(sections[name], Mapping)
+    }
+    return unknown | absent | not_mapping
 
 
-def _type_task(name: str, defaults: Mapping[str, Any], sections: Mapping[str, Any], typed: dict[str, TaskParams], errors: list[str]) -> None:
-    before = len(errors)
-    _check_sections(f"tasks.{name}", sections, errors)
-    if len(errors) > before or any(not isinstance(defaults.get(section), Mapping) for section in SECTIONS):
-        return
-    merged = _merge(defaults, sections)
+def _type_task(
+    name: str, defaults: Mapping[str, Any], sections: Mapping[str, Any], typed: dict[str, TaskParams], errors: list[str]
+) -> None:
+    """Add the typed task to `typed`, or what is wrong with it to `errors`; a section that is broken as a whole is said once."""
+    broken = _section_errors(f"tasks.{name}", sections)
+    errors.extend(broken.values())
+    broken |= _section_errors("defaults", defaults)
+    sound = [section for section in SECTIONS if section not in broken]
+    merged = merge({section: defaults[section] for section in sound}, {section: sections[section] for section in sound})
     try:
-        typed[name] = TaskParams.model_validate(merged)
+        params = TaskParams.model_validate(merged)
     except ValidationError as error:
-        errors.extend(_describe(detail, name, defaults, sections) for detail in error.errors())
-
-
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge mappings key by key. Lists, scalars and mappings with another `kind` replace what is under them."""
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        same_kind = isinstance(below, Mapping) and isinstance(value, Mapping) and value.get("kind", below.get("kind")) == below.get("kind")
-        merged[key] = _merge(below, value) if same_kind else value
-    return merged
-
-
-def _describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
-    """One line for one pydantic error, with the dotted path of the side (task or defaults) that holds the value."""
-    location = tuple(str(part) for part in detail["loc"])
-    plain = tuple(part for part in location if part not in ("package_file", "file", "package_gguf", "directory", "hub"))
-    side = f"tasks.{task}" if _holds(sections, plain) or not _holds(defaults, plain) else "defaults"
-    path = ".".join((side, *plain))
-    if detail["type"] == "extra_forbidden":
-        return f"{path}: unknown key (value {detail['input']!r}); remove it or correct its name"
-    if detail["type"] == "missing":
-        return f"{path}: missing, and there is no default"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message}" if detail["type"] == "value_error" else f"{path}: {message}; found {detail['input']!r}"
-
-
-def _holds(mapping: Mapping[str, Any], path: tuple[str, ...]) -> bool:
-    node: Any = mapping
-    for part in path:
-        if isinstance(node, Mapping) and part in node:
-            node = cast(Mapping[str, Any], node)[part]
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(cast(list[Any], node)):
-            node = cast(list[Any], node)[int(part)]
-        else:
-            return False
-    return True
+        details = [detail for detail in error.errors() if not detail["loc"] or detail["loc"][0] not in broken]
+        errors.extend(line for detail in details for line in describe(detail, name, defaults, sections))
+    else:
+        typed[name] = params

@@ -1,0 +1,103 @@
+"""The YAML side of params.yaml: reading it, merging the two sides of a task, and naming the place of an error.
+
+Nothing here knows a section or a model; `pipeline.params` does.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.errors import ParamsError
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The mapping that a YAML 1.2 file holds; raises ParamsError naming the line when it is not one."""
+    try:
+        document: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))  # as DVC does
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist. Run promptmill inside a clone of your pipeline repository.") from None
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read ({error.strerror}). Make it a file you may read.") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {_yaml_problem(error)}. Correct that place.") from None
+    if not isinstance(document, Mapping):
+        raise ParamsError(f"{path} must hold the two mappings `defaults` and `tasks`; found {type(document).__name__}.")
+    return cast(Mapping[str, Any], document)
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    """One line: where, and what. The parser's own text spans several lines and quotes the file."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key. Lists, scalars and mappings with another `kind` replace what is under them."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            under_it, over_it = cast(Mapping[str, Any], below), cast(Mapping[str, Any], value)
+            merged[key] = merge(under_it, over_it) if over_it.get("kind", under_it.get("kind")) == under_it.get("kind") else value
+        else:
+            merged[key] = value
+    return merged
+
+
+def describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each problem of one pydantic error, with the dotted path of the side (task or defaults) that holds the value."""
+    if detail["type"] == "sections_disagree":
+        for dotted, problem in detail["ctx"]["problems"]:
+            yield f"{_side(tuple(dotted.split('.')), task, defaults, sections)}.{dotted}: {problem}"
+        return
+    location = _location(detail)
+    path = ".".join((_side(location, task, defaults, sections), *location))
+    yield f"{path}: {_problem(detail)}"
+
+
+def _location(detail: Any) -> tuple[str, ...]:
+    """The keys that lead to the value, without the marks pydantic adds for the chosen `kind` of a source and for a key."""
+    location = tuple(str(part) for part in detail["loc"])
+    kinds = ("package_file", "file", "package_gguf", "directory", "hub")
+    plain = tuple(part for above, part in zip(("", *location), location, strict=False) if not (above == "source" and part in kinds))
+    if detail["type"].startswith("union_tag"):
+        return (*plain, "kind")
+    return plain[:-1] if plain[-1:] == ("[key]",) else plain
+
+
+def _problem(detail: Any) -> str:
+    found = repr(detail["input"])
+    found = found if len(found) <= 200 else f"{found[:200]}..."
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key (value {found}); remove it or correct its name"
+    if detail["type"] == "missing":
+        return "missing, and there is no default"
+    if detail["loc"][-1:] == ("[key]",):
+        return f"a key must be text, found {found}; put it in quotes"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return message if detail["type"] == "value_error" else f"{message}; found {found}"
+
+
+def _side(location: tuple[str, ...], task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
+    """Where the value at `location` was written: the task's side, unless only the defaults hold it."""
+    in_task, in_defaults = _value_at(sections, location), _value_at(defaults, location)
+    return "defaults" if in_task in (None, {}) and in_defaults is not None else f"tasks.{task}"
+
+
+def _value_at(mapping: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The value at a path of keys and list positions, None where there is none (or a null)."""
+    node: Any = mapping
+    for part in path:
+        if isinstance(node, Mapping):
+            node = next((value for key, value in cast(Mapping[Any, Any], node).items() if str(key) == part), None)
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(cast(list[Any], node)):
+            node = cast(list[Any], node)[int(part)]
+        else:
+            return None
+    return node

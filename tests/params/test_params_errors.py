@@ -1,0 +1,176 @@
+"""Every kind of mistake in params.yaml is named with the dotted path of the place that holds it."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ParamsError
+from pipeline.params import SECTIONS, load, load_task
+
+Errors = Callable[[dict[str, Any]], list[str]]
+T = "tasks/tweet_sentiment"
+
+
+ONE_MISTAKE = [
+    # where it is made, the value (`...` removes the key), the path that must be named, and words of the message
+    ("defaults/tune/maximum_step", 3, "defaults.tune.maximum_step", "unknown key (value 3)"),
+    (f"{T}/tune/maximum_step", 3, "tasks.tweet_sentiment.tune.maximum_step", "unknown key (value 3)"),
+    ("defaults/tune/learning_rate", "fast", "defaults.tune.learning_rate", "found 'fast'"),
+    (f"{T}/tune/learning_rate", "fast", "tasks.tweet_sentiment.tune.learning_rate", "found 'fast'"),
+    ("defaults/tune/learning_rate", 0.0, "defaults.tune.learning_rate", "greater than 0; found 0.0"),
+    ("defaults/tune/learning_rate", math.inf, "defaults.tune.learning_rate", "finite number; found inf"),
+    ("defaults/tune/seed", True, "defaults.tune.seed", "valid integer; found True"),
+    ("defaults/tune/seed", 2**32, "defaults.tune.seed", "found 4294967296"),
+    ("defaults/tune/seed", -1, "defaults.tune.seed", "found -1"),
+    ("defaults/tune/batch_size", "16", "defaults.tune.batch_size", "valid integer; found '16'"),
+    ("defaults/tune/batch_size", 1.5, "defaults.tune.batch_size", "found 1.5"),
+    ("defaults/tune/schedule", "cosin", "defaults.tune.schedule", "found 'cosin'"),
+    ("defaults/split/test_share", 0.95, "defaults.split", "validation_share + test_share"),
+    (f"{T}/split/test_share", 0.95, "tasks.tweet_sentiment.split", "validation_share + test_share"),
+    (f"{T}/ingest/source/kind", "tape", "tasks.tweet_sentiment.ingest.source.kind", "'tape'"),
+    (f"{T}/ingest/source", {"path": "x.csv"}, "tasks.tweet_sentiment.ingest.source.kind", "discriminator"),
+    (f"{T}/ingest/source/delimiter", ";;", "tasks.tweet_sentiment.ingest.source.delimiter", "found ';;'"),
+    (f"{T}/ingest/columns/fields", {"row_id": "text"}, "tasks.tweet_sentiment.ingest.columns.fields", "'row_id' cannot be a field name"),
+    (f"{T}/ingest/columns/fields", {"my text": "text"}, "tasks.tweet_sentiment.ingest.columns.fields", "'my text' cannot be a field name"),
+    (f"{T}/ingest/columns/fields/file", 3, "tasks.tweet_sentiment.ingest.columns.fields.file", "found 3"),
+    (f"{T}/base_model", {"source": {"kind": "hub", "id": "x"}}, "tasks.tweet_sentiment.base_model.source.revision", "missing"),
+    (f"{T}/prompt/verbalizers", {"a": " x", "b": " x"}, "tasks.tweet_sentiment.prompt.verbalizers", "share one verbalizer"),
+    (f"{T}/prompt/verbalizers", {"a": " x", "b": " "}, "tasks.tweet_sentiment.prompt.verbalizers", "empty verbalizer"),
+    (f"{T}/prompt/verbalizers", {"a": " x"}, "tasks.tweet_sentiment.prompt.verbalizers", "at least 2 items"),
+    (f"{T}/prompt/verbalizers", {0: " x", "b": " y"}, "tasks.tweet_sentiment.prompt.verbalizers.0", "a key must be text, found 0; put it in quotes"),
+    (f"{T}/prompt/template", "Tweet: {txt}", "tasks.tweet_sentiment.prompt.template", "['txt'], ingest.columns.fields defines ['text']"),
+    (f"{T}/prompt/template", "Tweet:", "tasks.tweet_sentiment.prompt.template", "uses the fields []"),
+    (f"{T}/prompt/hard_prompts/1", "{tweet}", "tasks.tweet_sentiment.prompt.hard_prompts.1", "['tweet']"),
+    (f"{T}/assess_fairness/groups/airline/patterns/united", "(", "tasks.tweet_sentiment.assess_fairness.groups.airline.patterns", "'united' is not a regular expression: '('"),
+    (f"{T}/gate/value_thresholds", [], "tasks.tweet_sentiment.gate.value_thresholds", "at least 1 item"),
+    (f"{T}/gate/value_thresholds/0/minimum", math.nan, "tasks.tweet_sentiment.gate.value_thresholds.0.minimum", "finite number; found nan"),
+    (f"{T}/gate/group_thresholds", [{"attribute": "airline", "metric": "accuracy", "groups": ["delta"], "minimum": 0.5}], "tasks.tweet_sentiment.gate.group_thresholds.0", "['delta'] of 'airline'"),
+    (f"{T}/gate/group_thresholds", [{"attribute": "city", "metric": "accuracy", "groups": ["delta"], "minimum": 0.5}], "tasks.tweet_sentiment.gate.group_thresholds.0", "'city', assess_fairness.groups.city defines []"),
+    (f"{T}/gate/difference_thresholds", [{"attribute": "airline", "metric": "accuracy", "groups": ["united", "delta"], "maximum": 0.5}], "tasks.tweet_sentiment.gate.difference_thresholds.0", "['delta']"),
+    (f"{T}/gate/difference_thresholds", [{"attribute": "airline", "metric": "accuracy", "groups": ["united", "united"], "maximum": 0.5}], "tasks.tweet_sentiment.gate.difference_thresholds.0.groups", "listed twice: ['united', 'united']"),
+    ("defaults/tune", ..., "defaults.tune", "missing section; write `tune: {}`"),
+    (f"{T}/score", ..., "tasks.tweet_sentiment.score", "missing section; write `score: {}`"),
+    (f"{T}/score", None, "tasks.tweet_sentiment.score", "expected a mapping, found None"),
+    ("defaults/tunes", {}, "defaults.tunes", "unknown section; known: ingest, validate"),
+    (f"{T}/tunes", {}, "tasks.tweet_sentiment.tunes", "unknown section; known: ingest, validate"),
+    (f"{T}/tune/init_text", ..., "tasks.tweet_sentiment.tune.init_text", "missing, and there is no default"),
+    ("defaults/tune/seed", ..., "tasks.tweet_sentiment.tune.seed", "missing, and there is no default"),
+    (T, None, "tasks.tweet_sentiment", "expected a mapping of sections, found None"),
+    ("tasks", {}, "tasks", "expected a mapping that is not empty"),
+    ("extra", 1, "extra", "unknown key; the top level holds"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "value", "path", "words"), ONE_MISTAKE)
+def test_one_mistake_gives_one_line_that_starts_with_its_path(errors: Errors, where: str, value: Any, path: str, words: str):
+    (line,) = errors({where: value})
+    assert line.startswith(f"{path}: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("name", ["Tweets", "a.b", "a b", "../up", "7up", "", "x" * 65, 7, True, None])
+def test_a_task_name_that_cannot_be_a_folder_and_a_dvc_key_is_refused(errors: Errors, demo: dict[str, Any], name: Any):
+    (line,) = errors({"tasks": {name: demo["tasks"]["tweet_sentiment"]}})
+    assert line.startswith(f"tasks.{name}: a task name is")
+
+
+def test_all_mistakes_of_all_tasks_are_reported_together(errors: Errors, demo: dict[str, Any]):
+    second = {**demo["tasks"]["tweet_sentiment"], "tune": {"init_text": ""}, "prompt": {"template": "x"}}
+    lines = errors(
+        {
+            "defaults/tune/batch_size": 0,
+            "defaults/evaluate": 1,
+            "tasks/second": second,
+            f"{T}/gate/value_thresholds/1/minimum": "high",
+            f"{T}/report/colour": "red",
+        }
+    )
+    assert sorted(line.split(": ")[0] for line in lines) == [
+        "defaults.evaluate",
+        "defaults.tune.batch_size",
+        "tasks.second.prompt.hard_prompts",
+        "tasks.second.prompt.verbalizers",
+        "tasks.second.tune.init_text",
+        "tasks.tweet_sentiment.gate.value_thresholds.1.minimum",
+        "tasks.tweet_sentiment.report.colour",
+    ]
+
+
+def test_sections_that_disagree_are_all_reported(errors: Errors):
+    threshold = {"attribute": "airline", "metric": "accuracy", "groups": ["delta", "united"], "maximum": 0.1}
+    lines = errors(
+        {
+            f"{T}/prompt/template": "{a}",
+            f"{T}/prompt/hard_prompts": ["{text}", "{b}", "{c}"],
+            "defaults/gate/difference_thresholds": [threshold],
+            f"{T}/gate/difference_thresholds": ...,
+            f"{T}/gate/group_thresholds": [{"attribute": "city", "metric": "accuracy", "groups": ["x"], "minimum": 0.1}],
+        }
+    )
+    assert [line.split(": ")[0] for line in lines] == [
+        "tasks.tweet_sentiment.prompt.template",
+        "tasks.tweet_sentiment.prompt.hard_prompts.1",
+        "tasks.tweet_sentiment.prompt.hard_prompts.2",
+        "tasks.tweet_sentiment.gate.group_thresholds.0",
+        "defaults.gate.difference_thresholds.0",
+    ]
+
+
+def test_the_number_of_sections_checked_is_the_number_there_is(demo: dict[str, Any], errors: Errors):
+    lines = errors({"defaults": {}})
+    assert [line.split(": ")[0] for line in lines] == [f"defaults.{name}" for name in SECTIONS]
+    assert set(SECTIONS) == set(demo["defaults"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("defaults: {}\ntasks: {}\ntasks: {}\n", 'line 3, column 1: found duplicate key "tasks"'),
+        ("defaults:\n  tune: {seed: 1, seed: 2}\n", 'line 2, column 19: found duplicate key "seed"'),
+        ("defaults: [1\n", "line 2, column 1: did not find expected ',' or ']'"),
+        ("a: 1\n---\nb: 1\n", "line 2, column 1: but found another document"),
+        ("a: !!python/name:os.system x\n", "line 1, column 4: could not determine a constructor"),
+        ("a: \x00\n", "control characters are not allowed"),
+    ],
+)
+def test_text_that_is_not_one_yaml_mapping_is_named_by_line(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path} is not valid YAML: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("- a\n", "list"), ("text\n", "str")])
+def test_a_file_without_the_two_mappings_is_refused(tmp_path: Path, text: str, found: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match=f"must hold the two mappings `defaults` and `tasks`; found {found}"):
+        load(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(ParamsError, match=r"params\.yaml does not exist"):
+        load(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match="cannot be read"):
+        load(tmp_path)
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"title: caf\xe9\n")
+    with pytest.raises(ParamsError, match="not UTF-8 at byte 10"):
+        load(latin)
+
+
+def test_an_unknown_task_is_named_with_the_known_ones(repo_root: Path):
+    with pytest.raises(ParamsError, match=r"no task 'tweets'; it has: tweet_sentiment\. Add a section tasks\.tweets"):
+        load_task(repo_root / "params.yaml", "tweets")
+
+
+def test_a_long_value_is_cut_in_the_message(errors: Errors):
+    (line,) = errors({f"{T}/tune/batch_size": "x" * 5000})
+    assert len(line) < 400
+    assert line.endswith("...")

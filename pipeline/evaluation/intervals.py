@@ -1,0 +1,138 @@
+"""Intervals of proportions, of their differences, and bootstrap intervals of figures without a closed form.
+
+A proportion (accuracy, recall, precision, selection rate) gets the Wilson score interval (Wilson 1927): unlike a bootstrap it
+keeps its width when every row is right or every row is wrong, and its coverage stays near the stated one at a few dozen rows.
+A difference of proportions between separate sets of rows gets Newcombe's hybrid score interval (Newcombe 1998, method 10).
+The rest is resampled over rows.
+
+An *estimate* is a dict with `value`, `low`, `high` and `n`, as docs/stage-files.md defines it.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from math import sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Estimate = dict[str, Any]
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Numbers held at once while resampling: 32 MB of int64, whatever the number of rows and replicates.
+_CHUNK = 4_000_000
+
+
+def estimate(value: float, interval: tuple[float, float], n: int) -> Estimate:
+    """A point value with the ends of its interval and the number of rows behind it."""
+    return {"value": float(value), "low": float(interval[0]), "high": float(interval[1]), "n": int(n)}
+
+
+def no_estimate(n: int, why: str) -> Estimate:
+    """A figure that cannot be computed, with the reason; it passes no check."""
+    return {"value": None, "low": None, "high": None, "n": int(n), "why": why}
+
+
+def wilson(successes: int, n: int, confidence_level: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion, within [0, 1]; raises ValueError unless 0 <= successes <= n and n >= 1."""
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"a proportion needs 0 <= successes <= n and n >= 1; found {successes} of {n}")
+    z = _normal_quantile(confidence_level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half_width)
+    high = 1.0 if successes == n else min(1.0, centre + half_width)
+    return low, high
+
+
+def proportion(successes: int, n: int, confidence_level: float, why: str) -> Estimate:
+    """Estimate of successes / n with its Wilson interval; without rows (n 0) an undefined one that says `why`."""
+    if n == 0:
+        return no_estimate(0, why)
+    return estimate(successes / n, wilson(successes, n, confidence_level), n)
+
+
+def f1_interval(hits: int, union: int, confidence_level: float) -> tuple[float, float]:
+    """Interval of one class's F1 from `hits` correct rows among `union` rows that have the class or are predicted as it.
+
+    F1 = 2J / (1 + J) rises with J = hits / union, which is a proportion, so the Wilson ends of J map to those of F1.
+    """
+    low, high = wilson(hits, union, confidence_level)
+    return 2 * low / (1 + low), 2 * high / (1 + high)
+
+
+def newcombe(first: tuple[int, int], second: tuple[int, int], confidence_level: float) -> tuple[float, float]:
+    """Interval of share(first) - share(second), each given as (successes, n) of separate rows, within [-1, 1]."""
+    (first_low, first_high), (second_low, second_high) = (wilson(*counts, confidence_level) for counts in (first, second))
+    first_share, second_share = first[0] / first[1], second[0] / second[1]
+    difference = first_share - second_share
+    return (
+        difference - sqrt((first_share - first_low) ** 2 + (second_high - second_share) ** 2),
+        difference + sqrt((first_high - first_share) ** 2 + (second_share - second_low) ** 2),
+    )
+
+
+def largest_difference(groups: Mapping[str, tuple[int, int]], confidence_level: float) -> Estimate:
+    """The largest absolute difference of shares between two of the groups (name -> (successes, n)), in [0, 1]; ideal 0.
+
+    Every pair gets a Newcombe interval at level 1 - alpha / pairs (Bonferroni), so that all of them hold together; the
+    largest upper and the largest lower end of |difference| then bound the largest true difference, whichever pair has it.
+    `between` names the pair with the largest point value, the higher share first. Raises ValueError for fewer than two groups.
+    """
+    pairs = list(combinations(groups, 2))
+    if not pairs:
+        raise ValueError(f"a difference needs two groups; found {sorted(groups)}")
+    level = 1 - (1 - confidence_level) / len(pairs)
+    value, low, high, between = -1.0, 0.0, 0.0, pairs[0]
+    for pair in pairs:
+        first, second = sorted(pair, key=lambda name: -groups[name][0] / groups[name][1])
+        ends = newcombe(groups[first], groups[second], level)
+        difference = groups[first][0] / groups[first][1] - groups[second][0] / groups[second][1]
+        if difference > value:
+            value, between = difference, (first, second)
+        # Ordered by share, the difference is never negative, so its lower end alone can cross 0.
+        low, high = max(low, ends[0]), max(high, ends[1], -ends[0])
+    return {**estimate(value, (low, high), sum(n for _, n in groups.values())), "between": list(between)}
+
+
+def resampled_sums(rows: Integers, replicates: int, seed: int) -> Integers:
+    """Column sums of `rows` [N, M] over `replicates` resamples of N rows with replacement: [R, M].
+
+    Equal rows are drawn together, as one multinomial count, so the cost follows the distinct rows and the result
+    does not depend on the order of the rows.
+    """
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    shares = counts / len(rows)
+    drawn = [generator.multinomial(len(rows), shares, size=size) @ distinct for size in _chunks(replicates, len(distinct))]
+    return np.concatenate(drawn)
+
+
+def resampled_means(values: Floats, replicates: int, seed: int) -> Floats:
+    """Means of `values` [N] over `replicates` resamples of N values with replacement: [R]."""
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    means = [values[generator.integers(0, n, size=(size, n))].mean(axis=1) for size in _chunks(replicates, n)]
+    return np.concatenate(means)
+
+
+def percentile_interval(replicates: Floats, confidence_level: float) -> tuple[float, float]:
+    """The central `confidence_level` of the replicate values; raises ValueError when one of them is not finite."""
+    if not np.isfinite(replicates).all():
+        raise ValueError("a bootstrap replicate is not finite; give undefined replicates a value first")
+    tail = (1 - confidence_level) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _normal_quantile(confidence_level: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence_level) / 2)
+
+
+def _chunks(replicates: int, width: int) -> Iterator[int]:
+    size = max(1, _CHUNK // width)
+    for start in range(0, replicates, size):
+        yield min(size, replicates - start)

@@ -1,0 +1,39 @@
+"""Stage gate: every check of the promotion rule, and the decision. A refusal is a result, not an error."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StageInputError
+from pipeline.gates import decide, evaluate_checks
+from pipeline.layout import Paths
+from pipeline.params import TaskParams
+from pipeline.records import read_json, sha256_file, write_json
+
+
+def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """Write `gate` from `metrics` and `fairness` and return it. Raises StageInputError when they are not of this task or of one test split."""
+    task = outputs.gate.parent.name
+    metrics, fairness = _read(inputs.metrics, task), _read(inputs.fairness, task)
+    if metrics.get("n") != fairness.get("n"):
+        raise StageInputError(
+            f"{inputs.metrics} has n {metrics.get('n')!r}, {inputs.fairness} has n {fairness.get('n')!r}: they are of different "
+            "predictions. Run the stages evaluate and assess_fairness again: `dvc repro`."
+        )
+    checks = evaluate_checks(params.gate, params.prompt.labels, metrics, fairness)
+    decision, reasons = decide(checks)
+    report = {
+        "task": task,
+        "decision": decision,
+        "reasons": reasons,
+        "checks": checks,
+        "inputs": {"metrics_sha256": sha256_file(inputs.metrics), "fairness_sha256": sha256_file(inputs.fairness)},
+    }
+    write_json(outputs.gate, report)
+    return report
+
+
+def _read(path: Path, task: str) -> dict[str, Any]:
+    record = read_json(path)
+    if record.get("task") != task:
+        raise StageInputError(f"{path} is of task {record.get('task')!r}, expected {task!r}. Run the stage that writes it again.")
+    return record

@@ -1,0 +1,201 @@
+import json
+from itertools import combinations
+from pathlib import Path
+
+import fairlearn.metrics as fl
+import numpy as np
+import pytest
+
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.predictions import Predictions, Scored
+from pipeline.fairness.disaggregated import assess
+from pipeline.fairness.groups import groups_per_row, text_groups
+from pipeline.layout import Layout, stage_named
+from pipeline.params import AssessFairnessParams, TextGroups, load_task
+from pipeline.records import write_parquet
+from pipeline.stages import assess_fairness
+from tests.evaluation.scored_rows import LABELS, long_frame, noisy
+
+ROOT = Path(__file__).parents[2]
+PATTERNS = {"united": r"(?i)@united\b", "jetblue": r"(?i)@jetblue\b", "delta": r"(?i)@delta\b"}
+
+
+def params_for(patterns: dict[str, str] = PATTERNS, minimum: int = 20) -> AssessFairnessParams:
+    groups = {"airline": TextGroups(derived_from="text", patterns=patterns)}
+    return AssessFairnessParams(groups=groups, minimum_denominator=minimum, confidence_level=0.95)
+
+
+def predictions_for(actual: np.ndarray, predicted: np.ndarray, texts: list[str], labels: tuple[str, ...] = LABELS) -> Predictions:
+    scored = Scored(predicted.astype(np.int64), np.full((len(actual), len(labels)), 1 / len(labels)))
+    return Predictions(labels, [str(i) for i in range(len(actual))], texts, actual.astype(np.int64), {"tuned": scored})
+
+
+@pytest.fixture
+def sample() -> Predictions:
+    """600 rows: 200 @united, 100 @jetblue, 30 of them both, 15 @delta, the rest nobody."""
+    actual = np.random.default_rng(3).choice(3, size=600, p=[0.4, 0.4, 0.2])
+    texts = ["hello @United" if i < 200 else "hi" for i in range(600)]
+    texts = [f"{text} @jetblue!" if 170 <= i < 270 else text for i, text in enumerate(texts)]
+    texts = [f"{text} @delta" if i >= 585 else text for i, text in enumerate(texts)]
+    return predictions_for(actual, noisy(actual, 0.6, 4), texts)
+
+
+def attribute(predictions: Predictions, params: AssessFairnessParams) -> dict[str, object]:
+    record = assess(predictions, params)
+    json.dumps(record, allow_nan=False)
+    return record["attributes"]["airline"]
+
+
+def test_groups_are_found_in_the_text() -> None:
+    membership = text_groups(["@United late", "@unitedfan", "@united and @JetBlue", "nobody"], PATTERNS)
+    assert membership["united"].tolist() == [True, False, True, False]
+    assert membership["jetblue"].tolist() == [False, False, True, False]
+    assert membership["delta"].tolist() == [False] * 4
+    assert groups_per_row(membership, 4).tolist() == [1, 0, 2, 0]
+
+
+def test_every_figure_of_a_group_agrees_with_numpy_masks(sample: Predictions) -> None:
+    found = attribute(sample, params_for())
+    actual, predicted = sample.actual, sample.tuned.predicted
+    masks = {
+        name: np.array([pattern.lstrip("(?i)").rstrip(r"\b") in text.lower() for text in sample.texts])
+        for name, pattern in PATTERNS.items()
+    }
+    for name, mask in masks.items():
+        group = found["groups"][name]
+        assert group["n"] == mask.sum()
+        assert group["share"] == pytest.approx(mask.mean())
+        assert group["accuracy"]["value"] == pytest.approx((actual == predicted)[mask].mean())
+        assert (group["accuracy"]["low"], group["accuracy"]["high"]) == wilson(
+            int((actual == predicted)[mask].sum()), int(mask.sum()), 0.95
+        )
+        for index, label in enumerate(LABELS):
+            has = mask & (actual == index)
+            assert group["label_counts"][label] == has.sum()
+            assert group["selection_rate"][label]["value"] == pytest.approx((predicted[mask] == index).mean())
+            assert group["selection_rate"][label]["n"] == mask.sum()
+            assert group["recall"][label]["value"] == pytest.approx((predicted[has] == index).mean())
+            assert group["recall"][label]["n"] == has.sum()
+    assert [group["sufficient"] for group in found["groups"].values()] == [True, True, False]
+    outside = ~np.any(list(masks.values()), axis=0)
+    assert found["without_group"]["n"] == outside.sum()
+    assert found["without_group"]["accuracy"]["value"] == pytest.approx((actual == predicted)[outside].mean())
+    assert found["in_several_groups"] == 30
+
+
+def test_differences_agree_with_fairlearn_over_the_sufficient_groups() -> None:
+    actual = np.random.default_rng(5).choice(3, size=900)
+    names = np.array(["united", "jetblue", "delta"])[np.arange(900) % 3]
+    sample = predictions_for(actual, noisy(actual, 0.5, 6), [f"@{name}" for name in names])
+    found = attribute(sample, params_for())["differences"]
+    predicted = sample.tuned.predicted
+    assert found["accuracy"]["value"] == pytest.approx(fl.accuracy_score_difference(actual, predicted, sensitive_features=names))
+    for index, label in enumerate(LABELS):
+        binary = {"y_true": (actual == index).astype(int), "y_pred": (predicted == index).astype(int), "sensitive_features": names}
+        assert found["demographic_parity_difference"][label]["value"] == pytest.approx(fl.demographic_parity_difference(**binary))
+        assert found["equal_opportunity_difference"][label]["value"] == pytest.approx(fl.equal_opportunity_difference(**binary))
+    accuracy = {name: (actual == predicted)[names == name].mean() for name in set(names)}
+    widest = max(combinations(accuracy, 2), key=lambda pair: abs(accuracy[pair[0]] - accuracy[pair[1]]))
+    assert set(found["accuracy"]["between"]) == set(widest)
+    assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+
+
+def test_groups_with_too_few_rows_take_no_part_in_differences(sample: Predictions) -> None:
+    found = attribute(sample, params_for())["differences"]["accuracy"]
+    assert found["compared"] == ["united", "jetblue"]
+    assert found["left_out"] == ["delta"]
+    assert found["n"] == 300
+
+
+def test_a_group_without_rows_appears_with_n_0_and_null_figures(sample: Predictions) -> None:
+    group = attribute(sample, params_for({**PATTERNS, "nobody": "@nobody"}))["groups"]["nobody"]
+    assert group["n"] == 0
+    assert group["share"] == 0.0
+    assert group["sufficient"] is False
+    figures = [group["accuracy"], group["macro_f1"], *group["selection_rate"].values(), *group["recall"].values()]
+    assert len(figures) == 8
+    for figure in figures:
+        assert figure["value"] is figure["low"] is figure["high"] is None
+        assert figure["why"]
+
+
+def test_no_group_at_all_has_rows() -> None:
+    actual = np.arange(30) % 3
+    found = attribute(predictions_for(actual, actual, ["hi"] * 30), params_for())
+    assert [group["n"] for group in found["groups"].values()] == [0, 0, 0]
+    assert found["without_group"]["accuracy"]["value"] == 1.0
+    assert found["differences"]["accuracy"]["value"] is None
+
+
+def test_every_row_is_in_a_group() -> None:
+    actual = np.arange(60) % 3
+    found = attribute(predictions_for(actual, actual, ["@united"] * 30 + ["@jetblue"] * 30), params_for())
+    assert found["without_group"]["n"] == 0
+    assert found["without_group"]["accuracy"]["value"] is None
+
+
+def test_a_group_without_rows_of_a_label_has_no_recall_where_fairlearn_says_0() -> None:
+    actual = np.array([2] * 50 + [0] * 50)
+    names = np.array(["united"] * 50 + ["jetblue"] * 50)
+    trap = fl.MetricFrame(metrics=fl.true_positive_rate, y_true=(actual == 2) * 1, y_pred=(actual == 2) * 1, sensitive_features=names)
+    assert trap.by_group["jetblue"] == 0.0  # a perfect prompt
+    found = attribute(predictions_for(actual, actual, [f"@{name}" for name in names]), params_for())
+    recall = found["groups"]["jetblue"]["recall"]["positive"]
+    assert recall["value"] is None
+    assert "no row of this group has label 'positive'" in recall["why"]
+    difference = found["differences"]["equal_opportunity_difference"]["positive"]
+    assert difference["value"] is None
+    assert difference["left_out"] == ["jetblue", "delta"]
+
+
+def test_label_names_do_not_lead_to_a_difference_of_0() -> None:
+    """fairlearn compares string labels with 1 and reports no difference; ours are told apart."""
+    names = np.array(["united"] * 50 + ["jetblue"] * 50)
+    actual, predicted = np.array([0, 1] * 50), np.array([0] * 50 + [1] * 50)
+    strings = np.array(["no", "yes"])
+    assert fl.demographic_parity_difference(strings[actual], strings[predicted], sensitive_features=names) == 0.0
+    found = attribute(predictions_for(actual, predicted, [f"@{name}" for name in names], ("no", "yes")), params_for())
+    assert found["differences"]["demographic_parity_difference"]["yes"]["value"] == 1.0
+
+
+def test_a_single_group_has_no_difference_where_fairlearn_says_0() -> None:
+    actual = np.arange(60) % 3
+    answers = noisy(actual, 0.5, 1)
+    assert fl.accuracy_score_difference(actual, answers, sensitive_features=["united"] * 60) == 0.0
+    found = attribute(predictions_for(actual, answers, ["@united"] * 60), params_for())["differences"]["accuracy"]
+    assert found["value"] is found["between"] is None
+    assert found["why"] == "1 group(s) have at least 20 rows; a difference needs two"
+
+
+def test_a_group_of_one_row() -> None:
+    actual = np.arange(31) % 3
+    found = attribute(predictions_for(actual, actual, ["@delta"] + ["hi"] * 30), params_for())["groups"]["delta"]
+    assert found["accuracy"]["value"] == 1.0
+    assert found["accuracy"]["low"] < 0.25
+    assert found["macro_f1"]["value"] is None
+
+
+def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> None:
+    layout, stage = Layout(tmp_path, "tweet_sentiment"), stage_named("assess_fairness")
+    actual = np.random.default_rng(1).choice(3, size=400)
+    texts = [f"@{name} late" for name in np.array(["United", "jetblue", "JetBlue", "VirginAmerica"])[np.arange(400) % 4]]
+    answers = {"tuned": noisy(actual, 0.6, 1), "hard_prompt": noisy(actual, 0.2, 2), "majority_class": np.zeros(400, dtype=int)}
+    write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
+    params = load_task(ROOT / "params.yaml", "tweet_sentiment")
+
+    def run() -> dict[str, object]:
+        return assess_fairness.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))
+
+    report = run()
+    written = layout.path("fairness").read_bytes()
+    assert json.loads(written) == report
+    assert list(report) == ["task", "n", "confidence_level", "minimum_denominator", "method", "attributes"]
+    sizes = {name: group["n"] for name, group in report["attributes"]["airline"]["groups"].items()}
+    assert sizes == {"united": 100, "usairways": 0, "americanair": 0, "southwestair": 0, "jetblue": 200, "virginamerica": 100}
+    run()
+    assert layout.path("fairness").read_bytes() == written
+
+
+def test_without_attributes_the_record_is_empty_but_there(sample: Predictions) -> None:
+    params = AssessFairnessParams(groups={}, minimum_denominator=20, confidence_level=0.95)
+    assert assess(sample, params)["attributes"] == {}

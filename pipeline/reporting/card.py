@@ -1,0 +1,297 @@
+"""The prompt card: the reports of one run -> one HTML page.
+
+The page asks for nothing from outside: styles and figures are inside it, its content security policy forbids scripts and
+requests, and every text from a report or a data row is escaped. The same inputs give the same bytes.
+"""
+
+import math
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.layout import FILES
+from pipeline.reporting.examples import choose_examples
+from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing_window, training_curve
+from pipeline.reporting.formats import (
+    Attribute,
+    Check,
+    Data,
+    Estimate,
+    Evaluation,
+    Fairness,
+    Gate,
+    Ingest,
+    Manifest,
+    Metrics,
+    Score,
+    Split,
+    Step,
+    VariantMetrics,
+)
+
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
+
+VARIANT_NAMES: Mapping[str, str] = {"tuned": "Tuned prompt", "hard_prompt": "Hard prompt", "majority_class": "Majority class"}
+VERDICT_MARKS: Mapping[str, str] = {"PASS": "✓", "FAIL": "✗"}
+METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+@dataclass(frozen=True)
+class CardInputs:
+    """Everything that the card shows, read and typed. `manifest_sha256` identifies the bundle."""
+
+    title: str
+    description: str
+    template: str
+    examples: int
+    seed: int
+    ingest: Ingest
+    data: Data
+    split: Split
+    manifest: Manifest
+    manifest_sha256: str
+    steps: Sequence[Step]
+    evaluations: Sequence[Evaluation]
+    predictions: "pd.DataFrame"
+    score: Score
+    metrics: Metrics
+    fairness: Fairness
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class AttributeView:
+    """One attribute with its bars; `limits` are the different limits of its bars."""
+
+    name: str
+    record: Attribute
+    bars: list[Bar]
+    limits: list[float]
+    differences: list[tuple[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason against promotion; `check` and `verdict` are empty where it belongs to no single check."""
+
+    check: str
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """One cell of the confusion matrix; `share` of the row's label is None for a label without rows."""
+
+    count: int
+    share: float | None
+    right: bool
+
+
+def render_card(inputs: CardInputs) -> str:
+    """The whole page as HTML text, with line feeds only."""
+    return _environment().get_template("card.html.jinja").render(card_context(inputs))
+
+
+def card_context(inputs: CardInputs) -> dict[str, Any]:
+    """What the template shows, by name. Nothing in it is markup: the template escapes every value."""
+    metrics = inputs.metrics
+    right, wrong = choose_examples(inputs.predictions, metrics.labels, inputs.examples, inputs.seed)
+    variants = {VARIANT_NAMES[name]: cast(VariantMetrics, getattr(metrics.variants, name)) for name in VARIANT_NAMES}
+    tuned = metrics.variants.tuned
+    return {
+        "card": inputs,
+        "metrics": metrics,
+        "gate": inputs.gate,
+        "fairness": inputs.fairness,
+        "manifest": inputs.manifest,
+        "level": f"{metrics.confidence_level:.0%}",
+        "reasons": reasons(inputs.gate),
+        "passed": sum(check.verdict == "PASS" for check in inputs.gate.checks),
+        "variants": variants,
+        "variant_charts": [
+            (name, [_variant_bar(label, record, key) for label, record in variants.items()]) for key, name in METRIC_NAMES.items()
+        ],
+        "matrix": confusion_rows(tuned.confusion_matrix),
+        "curve": _curve(inputs),
+        "window": smoothing_window(inputs.steps),
+        "metric_name": METRIC_NAMES[inputs.manifest.training.metric],
+        "attributes": [_attribute_view(name, record, inputs.gate.checks) for name, record in inputs.fairness.attributes.items()],
+        "examples": (("Right", right), ("Wrong", wrong)),
+        "failed_expectations": [item for item in inputs.data.expectations if not item.success],
+        "data_docs": data_docs_link(inputs.data.data_docs, metrics.task),
+        "source": flatten(inputs.ingest.source, "source"),
+        "lineage": lineage(inputs),
+    }
+
+
+def figure(value: float | None) -> str:
+    """A number for people: whole counts as 1,700, else three decimals, with a true minus sign; "–" for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == int(value) and abs(value) > 1:
+        return f"{int(value):,}".replace("-", "−")
+    text = f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign."""
+    text = figure(value)
+    return f"+{text}" if value is not None and value > 0 and text != "0.000" else text
+
+
+def share(value: float | None) -> str:
+    """A share in whole percent; "–" for none."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def interval(estimate: Estimate | Check, with_sign: bool = False) -> str:
+    """The interval as "[0.588, 0.635]", or an empty text when there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    show = signed if with_sign else figure
+    return f"[{show(estimate.low)}, {show(estimate.high)}]"
+
+
+def why(estimate: Estimate) -> str:
+    """The sentence that stands in place of a value that does not exist."""
+    return f"not computable: {estimate.why or 'the report gives no reason'}"
+
+
+def reasons(gate: Gate) -> list[Reason]:
+    """The gate's reasons; the one of a check ("name: VERDICT: sentence") in its three parts."""
+    parts = {f"{check.name}: {check.verdict}: {check.sentence}": Reason(check.name, check.verdict, check.sentence) for check in gate.checks}
+    return [parts.get(reason, Reason("", "", reason)) for reason in gate.reasons]
+
+
+def confusion_rows(matrix: Sequence[Sequence[int]]) -> list[list[MatrixCell]]:
+    """The confusion matrix with each count's share of its row (the rows are the true labels)."""
+    rows: list[list[MatrixCell]] = []
+    for index, counts in enumerate(matrix):
+        total = sum(counts)
+        rows.append([MatrixCell(count, count / total if total else None, index == column) for column, count in enumerate(counts)])
+    return rows
+
+
+def check_of_group(checks: Iterable[Check], attribute: str, group: str) -> Check | None:
+    """The gate's floor on this group's accuracy, by the name that pipeline.gates gives it; None when the gate sets none."""
+    return next((check for check in checks if check.name == f"accuracy of {attribute}={group}"), None)
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as (dotted key, text) pairs; nothing is left out, null is "not recorded"."""
+    if isinstance(value, Mapping):
+        pairs = cast(Mapping[str, Any], value).items()
+        return [line for key, item in pairs for line in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(str(item) for item in cast(list[Any], value)))]
+    return [(prefix, "not recorded" if value is None else str(value))]
+
+
+def data_docs_link(path: str, task: str) -> str | None:
+    """The address of Data Docs relative to the card, or None when the report names no plain relative path."""
+    folder = posixpath.dirname(FILES["card"].format(task=task))
+    relative = posixpath.normpath(path.removeprefix(f"{folder}/"))
+    if not path or relative.startswith(("/", "..")) or re.search(r"[:\\?#\s]", relative):
+        return None
+    return relative
+
+
+def lineage(inputs: CardInputs) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What the tuned prompt was made from, as titled lists of (name, text)."""
+    manifest = inputs.manifest
+    prompt, base, training, code = manifest.soft_prompt, manifest.base_model, manifest.training, manifest.code
+    state = {None: "not recorded", True: "yes, with changes that were not committed", False: "no"}[code.dirty]
+    return [
+        (
+            "Tuned prompt",
+            flatten(
+                {
+                    "soft prompt sha256": prompt.sha256,
+                    "shape": " × ".join(str(size) for size in prompt.shape),
+                    "dtype": prompt.dtype,
+                    "manifest sha256": inputs.manifest_sha256,
+                    "method": training.method.replace("_", " "),
+                    "seed": training.seed,
+                    "steps": training.steps,
+                    "best step": training.best_step,
+                    "params sha256": manifest.params_sha256,
+                }
+            ),
+        ),
+        (
+            "Base model",
+            flatten(
+                {
+                    "id": base.id,
+                    "revision": base.revision,
+                    "weights sha256": base.weights_sha256,
+                    "tokenizer sha256": base.tokenizer_sha256,
+                    "dtype": base.dtype,
+                    "attention": base.attention,
+                    "source": base.source,
+                }
+            ),
+        ),
+        (
+            "Data",
+            flatten(
+                {
+                    "source sha256": inputs.ingest.source_sha256,
+                    "raw sha256": inputs.ingest.raw_sha256,
+                    "train sha256": manifest.data.train_sha256,
+                    "validation sha256": manifest.data.validation_sha256,
+                    "split ids sha256": inputs.split.split_ids_sha256,
+                }
+            ),
+        ),
+        ("Code", flatten({"commit": code.commit, "dirty": state} | ({"diff sha256": code.diff_sha256} if code.dirty else {}))),
+        ("Libraries", flatten(manifest.libraries)),
+        ("Hardware", flatten(manifest.hardware, "" if isinstance(manifest.hardware, Mapping) else "machine")),
+    ]
+
+
+def _environment() -> "jinja2.Environment":
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        newline_sequence="\n",
+    )
+    filters = {"figure": figure, "signed": signed, "share": share, "interval": interval, "why": why, "percent": percent}
+    cast(dict[str, Any], environment.filters).update(filters)
+    cast(dict[str, Any], environment.globals)["verdict_marks"] = VERDICT_MARKS
+    return environment
+
+
+def _variant_bar(label: str, record: VariantMetrics, key: str) -> Bar:
+    estimate = cast(Estimate, getattr(record, key))
+    return Bar(label, "", estimate, "plain" if label == VARIANT_NAMES["tuned"] else "reference", "")
+
+
+def _curve(inputs: CardInputs) -> Curve | None:
+    training = inputs.manifest.training
+    return training_curve(inputs.steps, inputs.evaluations, training.metric, training.best_step)
+
+
+def _attribute_view(name: str, record: Attribute, checks: Sequence[Check]) -> AttributeView:
+    bars = [group_bar(group, figures, check_of_group(checks, name, group)) for group, figures in record.groups.items()]
+    limits = sorted({bar.limit for bar in bars if bar.limit is not None})
+    differences = [("Accuracy", record.differences.accuracy)]
+    differences += [
+        (f"Demographic parity difference, {label}", item) for label, item in record.differences.demographic_parity_difference.items()
+    ]
+    differences += [
+        (f"Equal opportunity difference, {label}", item) for label, item in record.differences.equal_opportunity_difference.items()
+    ]
+    return AttributeView(name, record, bars, limits, differences)

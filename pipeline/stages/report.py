@@ -1,0 +1,72 @@
+"""Stage report: everything the run wrote -> the prompt card, one self-contained HTML page."""
+
+from typing import Any
+
+from pipeline.layout import Paths
+from pipeline.manifest import MANIFEST_FILE, manifest_sha256
+from pipeline.params import TaskParams
+from pipeline.records import read_json, read_jsonl, read_parquet, replacing_file, sha256_file
+from pipeline.reporting.card import CardInputs, render_card
+from pipeline.reporting.examples import check_predictions
+from pipeline.reporting.formats import (
+    Data,
+    Fairness,
+    Gate,
+    GateInputs,
+    Ingest,
+    Manifest,
+    Metrics,
+    RecordT,
+    Score,
+    Split,
+    check_gate,
+    check_gate_inputs,
+    check_labels,
+    parse,
+    parse_train_log,
+)
+
+
+def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """Write the card; returns its size in bytes and the decision it shows. Raises StageInputError naming a file and key."""
+    card = _read(params, inputs)
+    check_gate(card.gate, inputs.gate)
+    judged = GateInputs(metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness))
+    check_gate_inputs(card.gate, inputs.gate, judged)
+    check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
+    check_predictions(card.predictions, card.metrics.n, inputs.predictions)
+    # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.
+    page = render_card(card).encode("utf-8", errors="xmlcharrefreplace")
+    with replacing_file(outputs.card) as temporary:
+        temporary.write_bytes(page)
+    return {"bytes": len(page), "decision": card.gate.decision}
+
+
+def _read(params: TaskParams, inputs: Paths) -> CardInputs:
+    metrics = _typed(Metrics, inputs, "metrics")
+    steps, evaluations = parse_train_log(read_jsonl(inputs.train_log), inputs.train_log)
+    columns = ["row_id", "variant", "text", "label", "prediction", *(f"p.{label}" for label in metrics.labels)]
+    return CardInputs(
+        title=params.report.title,
+        description=params.report.description,
+        template=params.prompt.template,
+        examples=params.report.examples,
+        seed=params.report.seed,
+        ingest=_typed(Ingest, inputs, "ingest_report"),
+        data=_typed(Data, inputs, "data_report"),
+        split=_typed(Split, inputs, "split_report"),
+        manifest=parse(Manifest, read_json(inputs.bundle / MANIFEST_FILE), inputs.bundle / MANIFEST_FILE),
+        manifest_sha256=manifest_sha256(inputs.bundle),
+        steps=steps,
+        evaluations=evaluations,
+        predictions=read_parquet(inputs.predictions, columns),
+        score=_typed(Score, inputs, "score_report"),
+        metrics=metrics,
+        fairness=_typed(Fairness, inputs, "fairness"),
+        gate=_typed(Gate, inputs, "gate"),
+    )
+
+
+def _typed(model: type[RecordT], inputs: Paths, name: str) -> RecordT:
+    path = getattr(inputs, name)
+    return parse(model, read_json(path), path)

@@ -1,0 +1,138 @@
+"""A workspace as the stages leave it, small and written by hand, and ways to damage what MLflow stores."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from pipeline.layout import STAGES, Layout
+from pipeline.manifest import write_manifest
+from pipeline.params import TaskParams, load_task
+from pipeline.records import write_json, write_jsonl
+from pipeline.registry import registry, tracking
+from pipeline.registry.connection import connect
+
+TASK = "tweet_sentiment"
+LABELS = ["negative", "neutral", "positive"]
+DAMAGES = ("one bit flipped", "truncated", "file added", "file missing", "manifest altered", "another bundle")
+PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One workspace root with the outputs of every stage of TASK."""
+
+    root: Path
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root, TASK)
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "dvc.lock"
+
+    @property
+    def params(self) -> TaskParams:
+        return load_task(self.root / "params.yaml", TASK)
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / ".promptmill" / "mlflow" / "artifacts"
+
+    def record(self) -> tracking.RecordedRun:
+        return tracking.record_run(root=self.root, task=TASK, params=self.params, layout=self.layout, lock=self.lock)
+
+    def register(self) -> int:
+        run = self.record()
+        return registry.register_version(root=self.root, task=TASK, run_id=run.run_id, layout=self.layout, stage_key=run.stage_key)
+
+    def make(self, seed: int, decision: str = "promote", steps: int = 3) -> None:
+        """Write the outputs of another pass through the stages."""
+        write_outputs(self.root, seed, decision, steps)
+
+    def stored_bundle(self, version: int) -> Path:
+        """The folder in which MLflow keeps that version's bundle."""
+        source = connect(root=self.root).client.get_model_version(TASK, str(version)).source
+        return Path(url2pathname(urlsplit(source).path)) / "data" / TASK
+
+
+def estimate(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 100}
+
+
+def write_bundle(bundle: Path, seed: int) -> None:
+    shutil.rmtree(bundle, ignore_errors=True)
+    bundle.mkdir(parents=True)
+    tensor = np.random.default_rng(seed).standard_normal((20, 64)).astype(np.float32)
+    save_file({"prompt_embeddings": tensor}, bundle / "adapter_model.safetensors")
+    write_json(bundle / "adapter_config.json", {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20, "token_dim": 64})
+    write_json(bundle / "template.json", {"template": "Tweet: {text}\nSentiment:"})
+    write_json(bundle / "verbalizers.json", {label: f" {label}" for label in LABELS})
+    code = {"commit": "c0ffee" + "0" * 34, "dirty": True, "diff_sha256": None}
+    write_manifest(bundle, {"task": TASK, "fields": ["text"], "labels": LABELS, "code": code})
+
+
+def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int = 3) -> None:
+    layout = Layout(root, TASK)
+    write_bundle(layout.path("bundle"), seed)
+    per_class = {label: {"precision": estimate(0.5), "recall": estimate(0.25), "f1": estimate(0.4), "support": 33} for label in LABELS}
+    variant = {
+        "accuracy": estimate(0.625),
+        "macro_f1": estimate(0.5),
+        "log_loss": {"value": None, "low": None, "high": None, "n": 0, "why": "none"},
+    }
+    variants = {name: {**variant, "per_class": per_class} for name in ("tuned", "hard_prompt", "majority_class")}
+    comparisons = {"tuned_minus_hard_prompt": {"accuracy": estimate(0.125), "macro_f1": estimate(0.25)}}
+    write_json(layout.path("metrics"), {"task": TASK, "n": 100, "labels": LABELS, "variants": variants, "comparisons": comparisons})
+    groups = {"airline": {"groups": {"united": {"n": 100, "accuracy": estimate(0.75)}, "jet/blue!": {"n": 2, "accuracy": estimate(0.5)}}}}
+    write_json(layout.path("fairness"), {"task": TASK, "attributes": groups})
+    reasons = [] if decision == "promote" else ["accuracy 0.41 is below 0.50.", "airline jetblue has 12 rows."]
+    write_json(layout.path("gate"), {"task": TASK, "decision": decision, "reasons": reasons, "checks": [], "inputs": {}})
+    for name in ("ingest_report", "data_report", "score_report"):
+        write_json(layout.path(name), {"task": TASK})
+    splits = {
+        name: {"rows": rows, "labels": {}, "sha256": name[0] * 64} for name, rows in (("train", 80), ("validation", 10), ("test", 10))
+    }
+    write_json(layout.path("split_report"), {"splits": splits, "seed": 0})
+    log = [{"event": "step", "step": step, "loss": 2.0 - step / 1000, "learning_rate": 0.01, "seconds": 0.1} for step in range(steps)]
+    evaluation = {"event": "evaluation", "step": 600, "accuracy": 0.6, "macro_f1": 0.5, "loss": 1.0, "rows": 10, "best": True}
+    write_jsonl(layout.path("train_log"), [*log, evaluation])
+    layout.path("card").write_text(f"<html>{seed}</html>", encoding="utf-8")
+    layout.path("plots").mkdir(exist_ok=True)
+    (layout.path("plots") / "confusion_matrix.csv").write_text("actual,predicted\nneutral,neutral\n", encoding="utf-8")
+    (root / "params.yaml").write_text(PARAMS_YAML.read_text(encoding="utf-8"), encoding="utf-8")
+    entries = {
+        f"{stage.name}@{TASK}": {"cmd": f"python -m pipeline {stage.name}", "outs": [{"path": "x", "md5": str(seed)}]} for stage in STAGES
+    }
+    lock = {"schema": "2.0", "stages": {**entries, "tune@another_task": {"cmd": "x"}}}
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+
+
+def damage(bundle: Path, how: str) -> None:
+    """Let a stored bundle go bad in one of the ways of DAMAGES."""
+    weights, manifest_file = bundle / "adapter_model.safetensors", bundle / "manifest.json"
+    content = bytearray(weights.read_bytes())
+    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+    if how == "one bit flipped":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif how == "truncated":
+        weights.write_bytes(content[:-1])
+    elif how == "file added":
+        (bundle / "extra.bin").write_bytes(b"x")
+    elif how == "file missing":
+        (bundle / "template.json").unlink()
+    elif how == "manifest altered":
+        manifest_file.write_text(json.dumps(manifest | {"labels": ["b", "a"]}), encoding="utf-8")
+    elif how == "another bundle":
+        write_bundle(bundle, 99)
+    else:
+        raise AssertionError(how)

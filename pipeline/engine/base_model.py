@@ -4,15 +4,16 @@ A base model comes from a GGUF file inside an installed package, a local folder,
 Only safetensors and GGUF are read, and no code that comes with a model is ever run.
 """
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,15 +243,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_transformers() -> Generator[None]:
-    """Hide transformers' own progress bars and notes while a model loads: ours would be torn apart by them."""
+    """Hide transformers' own progress bars and notes while a model loads: ours would be torn apart by them.
+
+    The bar of the GGUF conversion obeys no setting of transformers, so what is written to stderr meanwhile is dropped; errors are raised.
+    """
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

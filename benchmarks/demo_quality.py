@@ -1,0 +1,111 @@
+"""How good the demo's tuned prompt is, and how much that depends on the seed.
+
+    python -m benchmarks.demo_quality --seeds 0 1 2 --long-steps 1200
+
+runs tune, score and evaluate on the demo's splits for each seed, and once more for longer with the first seed, in a folder of its
+own; the checkout's outputs are only read (make them with `promptmill run tweet_sentiment` or `dvc repro`). Results go to
+`benchmarks/results/demo_quality.json` and, as a table, to `benchmarks/results/demo_quality.md`.
+"""
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.layout import Layout, Paths, find_root, stage_named
+from pipeline.manifest import verify_bundle
+from pipeline.params import TaskParams, load_task
+from pipeline.records import read_json, write_json
+from pipeline.stages import evaluate, score, tune
+
+TASK = "tweet_sentiment"
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(params: TaskParams, data: Layout, folder: Path) -> dict[str, Any]:
+    """Tune, score and evaluate in `folder` with the splits of `data`; returns the figures of the run."""
+    made = Layout(folder, TASK)
+    seconds: dict[str, float] = {}
+    for stage, module in (("tune", tune), ("score", score), ("evaluate", evaluate)):
+        declared = stage_named(stage)
+        inputs = Paths({name: (data if name in ("train", "validation", "test") else made).path(name) for name in declared.inputs})
+        started = time.perf_counter()
+        module.run(params=params, inputs=inputs, outputs=made.outputs(declared))
+        seconds[stage] = round(time.perf_counter() - started, 1)
+    metrics, manifest = read_json(made.path("metrics")), verify_bundle(made.path("bundle"))
+    return {
+        "seed": params.tune.seed,
+        "maximum_steps": params.tune.maximum_steps,
+        "best_step": manifest["training"]["best_step"],
+        "accuracy": {name: variant["accuracy"]["value"] for name, variant in metrics["variants"].items()},
+        "macro_f1": {name: variant["macro_f1"]["value"] for name, variant in metrics["variants"].items()},
+        "gain": metrics["comparisons"]["tuned_minus_hard_prompt"]["accuracy"],
+        "rows": metrics["n"],
+        "seconds": seconds,
+        "soft_prompt_sha256": manifest["soft_prompt"]["sha256"],
+        "hardware": manifest["hardware"],
+    }
+
+
+def changed(params: TaskParams, **tune_params: Any) -> TaskParams:
+    """The params with other values in the tune section."""
+    return params.model_copy(update={"tune": params.tune.model_copy(update=tune_params)})
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Markdown: a line per run, then mean and standard deviation over the seeds of the demo's own length."""
+    lines = [
+        "| seed | steps | best step | accuracy | macro F1 | gain over the best hard prompt | tune s | score s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        gain = run["gain"]
+        lines.append(
+            f"| {run['seed']} | {run['maximum_steps']} | {run['best_step']} | {run['accuracy']['tuned']:.3f} | {run['macro_f1']['tuned']:.3f} "
+            f"| {gain['value']:.3f} ({gain['low']:.3f} to {gain['high']:.3f}) | {run['seconds']['tune']:.0f} | {run['seconds']['score']:.0f} |"
+        )
+    same = [run for run in runs if run["maximum_steps"] == runs[0]["maximum_steps"]]
+    for name, values in (
+        ("accuracy", [run["accuracy"]["tuned"] for run in same]),
+        ("macro F1", [run["macro_f1"]["tuned"] for run in same]),
+        ("gain", [run["gain"]["value"] for run in same]),
+    ):
+        spread = f", standard deviation {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        lines.append(f"\n{name} over {len(values)} seed(s) of {same[0]['maximum_steps']} steps: mean {statistics.mean(values):.3f}{spread}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the measurements and write them after each run, so that an interrupted one keeps what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--long-steps", type=int, default=0, help="also one run of this many steps (0: none)")
+    options = parser.parse_args()
+    root = find_root(Path.cwd())
+    params = load_task(root / "params.yaml", TASK)
+    plans = [changed(params, seed=seed) for seed in options.seeds]
+    if options.long_steps:
+        plans.append(
+            changed(
+                params,
+                seed=options.seeds[0],
+                maximum_steps=options.long_steps,
+                evaluate_every=max(1, options.long_steps // 8),
+                early_stopping_patience=8,
+            )
+        )
+    runs: list[dict[str, Any]] = []
+    for plan in plans:
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(measure(plan, Layout(root, TASK), Path(folder)))
+        RESULTS.mkdir(exist_ok=True)
+        write_json(RESULTS / "demo_quality.json", {"machine": platform.platform(), "runs": runs})
+        (RESULTS / "demo_quality.md").write_text(table(runs), encoding="utf-8")
+        print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

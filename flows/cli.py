@@ -1,0 +1,191 @@
+"""The command `promptmill`. Parsing only: what a subcommand does, and every slow import, is behind it in `flows.commands`."""
+
+import argparse
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from pipeline.errors import PromptmillError
+
+UNEXPECTED_EXIT_CODE = 1
+
+DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
+
+EXIT_CODES = """\
+exit codes:
+  0  done             1  error                3  the gate refused: not promoted
+  2  wrong usage or params.yaml              130  stopped by Ctrl-C
+
+examples:
+  promptmill run tweet_sentiment
+  promptmill predict tweet_sentiment --text "Thank you for the upgrade!"
+  promptmill list
+  promptmill ui
+"""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; it takes the way of a Ctrl-C, so that nothing it started stays behind."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the subcommand and return the exit code (argparse itself exits with 2 on wrong usage)."""
+    options = parse(arguments)
+    try:
+        with _signals_as_interrupts():
+            commands = importlib.import_module("flows.commands")
+            return int(getattr(commands, options.command)(options))
+    except PromptmillError as error:
+        return _fail(str(error), error.exit_code, options.verbose)
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("\nstopped; what was finished is kept, and the same command goes on from there\n")
+        return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
+    except Exception as error:  # noqa: BLE001  the last resort of the command line: one line for people, --verbose for the rest
+        detail = " ".join(str(error).split())
+        advice = "" if options.verbose else " This is not an error promptmill knows; run it again with --verbose to see where it arose."
+        return _fail(f"{type(error).__name__}: {detail}.{advice}", UNEXPECTED_EXIT_CODE, options.verbose)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; exits with 2 and the usage when it is wrong."""
+    known = parser()
+    options = known.parse_args(arguments)
+    if getattr(options, "out", None) and not options.file:
+        known.error("--out needs --file: answers to --text are printed")
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    verbose = argparse.ArgumentParser(add_help=False)
+    verbose.add_argument("--verbose", action="store_true", help="show the traceback of an error, and Prefect's own log lines")
+    top = argparse.ArgumentParser(
+        prog="promptmill", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
+
+    def add(name: str, handler: str, summary: str, *examples: str, epilog: str = "") -> argparse.ArgumentParser:
+        text = "\n".join(("examples:", *(f"  {example}" for example in examples)))
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {epilog}".strip(), epilog=text, parents=[verbose],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(command=handler)
+        return command
+
+    _add_run(add)
+    _add_predict(add)
+    _add_registry_commands(add)
+    add("ui", "ui", "serve the Prefect and MLflow pages of this checkout until Ctrl-C", "promptmill ui")
+    return top
+
+
+def _add_run(add: Any) -> None:
+    command = add(
+        "run", "run", "bring a task up to date: all stages, MLflow record, version, gate, champion",
+        "promptmill run tweet_sentiment", "promptmill run tweet_sentiment --stage-timeout 600",
+        epilog="Stages that did not change are reused.",
+    )  # fmt: skip
+    command.add_argument("task", metavar="TASK", help="a name under `tasks` in params.yaml")
+    command.add_argument(
+        "--stage-timeout", type=_seconds, default=6 * 3600.0, metavar="SECONDS", help="time limit of each stage (default: 6 hours)"
+    )
+
+
+def _add_predict(add: Any) -> None:
+    command = add(
+        "predict", "predict", "label texts with a registered version",
+        'promptmill predict tweet_sentiment --text "Thank you for the upgrade!"',
+        'promptmill predict tweet_sentiment --text "Late again" --text "Great crew" --format json',
+        "promptmill predict tweet_sentiment --file in.csv --out out.csv --version challenger",
+        epilog="A CSV file is UTF-8, with one column per field of the template; its other columns are kept.",
+    )  # fmt: skip
+    command.add_argument("task", metavar="TASK")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", metavar="TEXT", help="a text to label; may be given several times")
+    source.add_argument("--file", type=Path, metavar="IN.CSV", help="a CSV file to label")
+    command.add_argument("--out", type=Path, metavar="OUT.CSV", help="with --file: write its rows with `label` and `p.<label>` here")
+    command.add_argument("--version", default="champion", metavar="N|ALIAS", help="a version number or alias (default: champion)")
+    command.add_argument("--format", choices=("table", "json"), default="table", help="how to print the answers (default: table)")
+
+
+def _add_registry_commands(add: Any) -> None:
+    command = add(
+        "promote",
+        "promote",
+        "make a version champion, if the gate let it pass",
+        "promptmill promote tweet_sentiment 3",
+        "promptmill promote tweet_sentiment challenger",
+    )
+    command.add_argument("task", metavar="TASK")
+    command.add_argument("version", metavar="VERSION", help="a version number or alias")
+
+    command = add(
+        "rollback",
+        "rollback",
+        "make an earlier champion the champion again",
+        "promptmill rollback tweet_sentiment",
+        "promptmill rollback tweet_sentiment --to 2",
+    )
+    command.add_argument("task", metavar="TASK")
+    command.add_argument("--to", type=int, metavar="VERSION", help="which one (default: the champion before the present one)")
+
+    command = add(
+        "list", "list_versions", "list the versions of a task, or of all tasks", "promptmill list", "promptmill list tweet_sentiment --json"
+    )
+    command.add_argument("task", metavar="TASK", nargs="?")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add(
+        "show",
+        "show",
+        "show one version with its metrics and params",
+        "promptmill show tweet_sentiment",
+        "promptmill show tweet_sentiment@3",
+        "promptmill show tweet_sentiment@challenger --json",
+    )
+    command.add_argument("task", metavar="TASK[@VERSION|@ALIAS]", help="without a version: the champion")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
+
+
+def _fail(message: str, exit_code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {message}\n")
+    return exit_code
+
+
+@contextmanager
+def _signals_as_interrupts() -> Generator[None]:
+    """Turn SIGTERM and SIGHUP into an exception: their default ends this process at once and would orphan the stage."""
+
+    def stop(signal_number: int, _frame: FrameType | None) -> NoReturn:
+        raise Stopped(signal_number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

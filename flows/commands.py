@@ -1,0 +1,223 @@
+"""What the subcommands of `promptmill` do; each returns its exit code. `predict` has a module of its own."""
+
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.services import Service, check_alive, mlflow_service, prefect_service, running
+from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, reach_loopback_directly
+from flows.summary import gate_table, where_to_look
+from flows.terminal import answer, number, say, table
+from flows.workspace import LOCK_FILE, changed_stages, check_checkout
+from pipeline.errors import NotPromoted, RegistryError, WorkspaceError
+from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
+from pipeline.records import read_json
+from pipeline.registry.connection import tracking_uri
+
+
+def run(options: Namespace) -> int:
+    """Bring the task up to date, or say what already is; the exit code says whether the gate let it pass."""
+    root = find_root(Path.cwd())
+    params = check_checkout(root, options.task)
+    handled = handled_version(root, options.task)
+    if handled is None:
+        handled = _retrain(root, options)
+    else:
+        say(f"Nothing changed: reused all {len(STAGES)} stages ({', '.join(stage.name for stage in STAGES)}),")
+        say(f"run {handled['run_id']} and version {handled['version']}.")
+    return _report(root, options.task, handled, tuple(params.ingest.columns.fields))
+
+
+def handled_version(root: Path, task: str) -> dict[str, Any] | None:
+    """The version made from the outputs as they are now, once it needs nothing more: refused, champion, or champion in the past.
+
+    None when a stage would run again, or when recording, registering or promoting is still to be done.
+    """
+    from pipeline.registry.registry import list_versions
+    from pipeline.registry.tracking import lock_entries, stage_key
+
+    if changed_stages(root, task):
+        return None
+    key = stage_key(entries=lock_entries(lock=root / LOCK_FILE, task=task))
+    try:
+        versions = list_versions(root=root, task=task)
+    except RegistryError:
+        return None  # nothing registered yet, or no store: the flow makes one, or says why it cannot
+    same = [version for version in versions if version["stage_key"] == key]
+    return next((v for v in same if v["gate_decision"] == "refuse" or "champion" in v["aliases"] or v["promoted_at"]), None)
+
+
+def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
+    if options.verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
+    apply_prefect_defaults(root)
+    with _prefect_api(root, options.verbose):
+        from flows.retrain import retrain
+
+        result: Any = retrain(options.task, str(root), options.stage_timeout)
+    from pipeline.registry.registry import show
+
+    return show(root=root, task=options.task, selector=result["version"])
+
+
+@contextmanager
+def _prefect_api(root: Path, verbose: bool) -> Generator[None]:
+    """The Prefect server of the user's settings, or one of our own for the length of the block.
+
+    Ours gets a session of its own: the one Prefect would start by itself dies of the same Ctrl-C as the run, before it can be
+    told that the run ended, and the run then waits for it for minutes.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.tasks import send_what_is_queued
+
+    if not verbose:
+        keep_runs_off_the_console()
+    if PREFECT_API_URL.value():
+        yield
+        return
+    reach_loopback_directly()
+    say("Starting a Prefect server for this run ...")
+    with running([prefect_service(root)], root=root) as (server,):
+        say(f"Watch it at {server.service.url}")
+        with temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}):
+            try:
+                yield
+            finally:
+                send_what_is_queued()
+
+
+def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:
+    gate = read_json(Layout(root, task).path("gate"))
+    answer(f"\n{gate_table(gate)}\n")
+    refused = version["gate_decision"] != "promote"
+    if refused:
+        answer(f"NOT PROMOTED: {task} version {version['version']} was refused by the gate:")
+        answer("\n".join(f"  {reason}" for reason in gate["reasons"]))
+    elif "champion" in version["aliases"]:
+        answer(f"PROMOTED: {task} version {version['version']} is champion.")
+    else:
+        answer(
+            f"{task} version {version['version']} was champion and is not any more; `promptmill promote {task} {version['version']}` makes it so again."
+        )
+    answer(f"{where_to_look(root, task, fields)}")
+    return NotPromoted.exit_code if refused else 0
+
+
+def promote(options: Namespace) -> int:
+    """Make a version champion."""
+    from pipeline.registry import promotion, registry
+
+    root = workspace()
+    version = registry.show(root=root, task=options.task, selector=options.version)["version"]
+    return _say_champion(promotion.promote(root=root, task=options.task, version=version))
+
+
+def rollback(options: Namespace) -> int:
+    """Make an earlier champion the champion again."""
+    from pipeline.registry import promotion
+
+    return _say_champion(promotion.rollback(root=workspace(), task=options.task, to=options.to))
+
+
+def _say_champion(record: dict[str, Any]) -> int:
+    before = record["previous_champion"]
+    if record["already_champion"]:
+        answer(f"{record['task']} version {record['version']} already is champion.")
+    else:
+        answer(
+            f"{record['task']} version {record['version']} is champion now (before: {'none' if before is None else f'version {before}'})."
+        )
+    return 0
+
+
+def list_versions(options: Namespace) -> int:
+    """Print the versions of one task, or of every task of params.yaml."""
+    from pipeline.params import load
+    from pipeline.registry import registry
+
+    root = workspace()
+    tasks = [options.task] if options.task else sorted(load(root / PARAMS_FILE))
+    versions: list[dict[str, Any]] = []
+    for task in tasks:
+        try:
+            versions += registry.list_versions(root=root, task=task)
+        except RegistryError as error:
+            if options.task:
+                raise
+            say(str(error))
+    if options.json:
+        answer(json.dumps(versions, ensure_ascii=False, indent=2))
+    elif versions:
+        header = ("task", "version", "aliases", "gate", "created", "promoted", "run")
+        answer(table(header, [_version_cells(version) for version in versions]))
+    return 0
+
+
+def _version_cells(version: dict[str, Any]) -> tuple[str, ...]:
+    aliases = ", ".join(version["aliases"]) or "-"
+    return (
+        *(version["task"], str(version["version"]), aliases, number(version["gate_decision"])),
+        *(number(version["created_at"]), number(version["promoted_at"]), number(version["run_id"])),
+    )
+
+
+def show(options: Namespace) -> int:
+    """Print one version with the metrics and params of its run."""
+    from pipeline.registry import registry
+
+    task, _, selector = options.task.partition("@")
+    version = registry.show(root=workspace(), task=task, selector=selector or "champion")
+    if options.json:
+        answer(json.dumps(version, ensure_ascii=False, indent=2))
+        return 0
+    for name, value in version.items():
+        if isinstance(value, dict):
+            answer(f"{name}:")
+            answer("\n".join(f"  {key}: {number(item)}" for key, item in sorted(value.items())))
+        else:
+            answer(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else number(value)}")
+    return 0
+
+
+def ui(_options: Namespace) -> int:
+    """Serve the Prefect and MLflow pages of this workspace until Ctrl-C."""
+    root = find_root(Path.cwd())
+    say("Starting the pages ...")
+    remote = tracking_uri(root=root) if tracking_uri(root=root).startswith(("http://", "https://")) else None
+    services: list[Service] = [prefect_service(root), *([] if remote else [mlflow_service(root)])]
+    try:
+        with running(services, root=root) as started:
+            for one in started:
+                answer(f"{one.service.name:<8} {one.service.url}")
+            if remote:
+                answer(f"{'MLflow':<8} {remote}")
+            say("Press Ctrl-C to stop.")
+            while True:
+                check_alive(started)
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("Stopped.")
+    return 0
+
+
+def workspace() -> Path:
+    """The checkout around the current folder; without one, the current folder when MLFLOW_TRACKING_URI says where the registry is."""
+    try:
+        return find_root(Path.cwd())
+    except WorkspaceError:
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            return Path.cwd()
+        raise
+
+
+def predict(options: Namespace) -> int:
+    """Label texts with a registered version."""
+    from flows.predict import predict_texts
+
+    return predict_texts(workspace(), options)

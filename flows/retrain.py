@@ -1,0 +1,58 @@
+"""The flow `retrain`: bring all stages of one task up to date, record, register, check, and promote what the gate let pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Completed
+
+from flows.stage_process import StageRun
+from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, stage_task
+from flows.terminal import duration
+from pipeline.errors import StageFailed
+from pipeline.layout import STAGES, Layout, find_root
+from pipeline.registry.tracking import gate_evidence
+
+NOT_PROMOTED = "NotPromoted"
+
+
+@flow(name="retrain", flow_run_name="retrain-{task}", persist_result=False)
+def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) -> dict[str, Any] | State[dict[str, Any]]:
+    """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
+
+    The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, the flow ends Completed with the
+    name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
+    """
+    workspace = find_root(Path(root).resolve())
+    run_stages(workspace, task, stage_seconds=stage_seconds)
+    recorded = record(workspace, task)
+    version = register(workspace, task, recorded.run_id, recorded.stage_key)
+    check(workspace, task, version)
+    publish(workspace, task, version)
+    gate = gate_evidence(Layout(workspace, task))
+    result = {"task": task, "version": version, "run_id": recorded.run_id, "decision": gate.decision, "previous_champion": None}
+    if gate.decision != "promote":
+        return Completed(name=NOT_PROMOTED, message=" ".join(gate.reasons), data=result)
+    return {**result, "previous_champion": promote(workspace, task, version)["previous_champion"]}
+
+
+def run_stages(
+    root: Path,
+    task: str,
+    *,
+    stages: Sequence[str] = tuple(stage.name for stage in STAGES),
+    stage_seconds: float = STAGE_SECONDS,
+    retry_delay_seconds: float = 10.0,
+) -> list[StageRun]:
+    """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow."""
+    done: list[StageRun] = []
+    for number, stage in enumerate(stages, 1):
+        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds)
+        try:
+            done.append(step(root, task, f"[{number}/{len(stages)}] {stage}"))
+        except TimeoutError as error:
+            raise StageFailed(
+                f"stage {stage} of {task}: stopped after {duration(stage_seconds)}, its time limit. Give it longer with --stage-timeout, or less to do."
+            ) from error
+    return done

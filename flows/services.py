@@ -1,0 +1,132 @@
+"""The Prefect and MLflow servers of one workspace, as processes of their own on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.process_group import process_group
+from flows.settings import log_file, missing_defaults, state_folder
+from pipeline.errors import WorkspaceError
+from pipeline.registry.connection import artifacts_folder, tracking_uri
+
+HOST = "127.0.0.1"
+PREFECT_PORT = 4200
+MLFLOW_PORT = 5000
+START_SECONDS = 180.0
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server: how to start it, where it answers, and where its output goes."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    url: str
+    health_url: str
+    log: Path
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A started server with its process."""
+
+    service: Service
+    process: subprocess.Popen[bytes]
+
+
+def prefect_service(root: Path) -> Service:
+    """Prefect's server and page on the workspace's own database, which earlier runs wrote to."""
+    port = free_port(PREFECT_PORT)
+    url = f"http://{HOST}:{port}"
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= missing_defaults(root, os.environ)
+    environment["PREFECT_SERVER_UI_API_URL"] = f"{url}/api"  # by default the page asks port 4200, whatever port serves it
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
+    return Service("Prefect", command, environment, url, f"{url}/api/health", log_file(root, "prefect-server"))
+
+
+def mlflow_service(root: Path) -> Service:
+    """MLflow's server and page on the workspace's own database and artifacts."""
+    port = free_port(MLFLOW_PORT)
+    url = f"http://{HOST}:{port}"
+    state_folder(root).joinpath("mlflow").mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight idle workers of 250 MB each otherwise
+    store = ("--backend-store-uri", tracking_uri(root=root), "--default-artifact-root", artifacts_folder(root=root).as_uri())
+    command = (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store)
+    return Service("MLflow", command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
+
+
+@contextmanager
+def running(services: Sequence[Service], *, root: Path) -> Generator[list[RunningService]]:
+    """Start servers together and yield when all answer; on leaving the block, however it is left, their process groups are gone.
+
+    Raises WorkspaceError with the last line of its log when one ends or does not answer within START_SECONDS.
+    """
+    with ExitStack() as stack:
+        started: list[RunningService] = []
+        for service in services:
+            log = stack.enter_context(service.log.open("wb"))
+            group = process_group(
+                service.command, folder=state_folder(root), environment=service.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+            started.append(RunningService(service, stack.enter_context(group)))
+        for one in started:
+            _wait_until_answering(one)
+        yield started
+
+
+def check_alive(started: Sequence[RunningService]) -> None:
+    """Raise WorkspaceError for the first server that has ended."""
+    for one in started:
+        code = one.process.poll()
+        if code is not None:
+            raise WorkspaceError(f"The {one.service.name} server ended with exit code {code}: {_last_line(one.service.log)}")
+
+
+def free_port(preferred: int) -> int:
+    """`preferred` when nothing listens there, else a port the system chooses."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise WorkspaceError(f"No port is free on {HOST}. End a program that listens there and try again.")
+
+
+def _wait_until_answering(started: RunningService) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(started.service.health_url):
+        check_alive([started])
+        if time.monotonic() > deadline:
+            raise WorkspaceError(
+                f"The {started.service.name} server did not answer on {started.service.health_url} within {START_SECONDS:g} s. "
+                f"See {started.service.log} and try again."
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5.0) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'it printed nothing'}. All it printed is in {log}."

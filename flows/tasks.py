@@ -1,0 +1,147 @@
+"""The steps of the flows as Prefect tasks. DVC owns what is current, so Prefect caches and stores no result."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import State, Task, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.events.worker import EventsWorker
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
+
+from flows.process_group import process_group
+from flows.settings import log_file
+from flows.stage_process import StageDied, StageRun, run_stage
+from flows.summary import artifact_key, gate_rows, verdict_markdown
+from flows.terminal import duration, say
+from flows.workspace import LOCK_FILE
+from pipeline.errors import RegistryError
+from pipeline.layout import PARAMS_FILE, Layout
+from pipeline.params import load_task
+from pipeline.records import read_json
+from pipeline.registry import promotion, registry, tracking
+
+STAGE_SECONDS = 6 * 3600.0
+STAGE_RETRIES = 2
+CHECK_SECONDS = 900.0
+REGISTRY_RETRIES = 2
+DRAIN_SECONDS = 10.0
+
+OUTCOMES = {"unchanged": "unchanged, reused", "restored": "taken from DVC's cache", "run": "done"}
+
+_uncached = partial(task, cache_policy=NO_CACHE, persist_result=False)
+
+
+def stage_task(
+    stage: str, *, retry_delay_seconds: float = 10.0, timeout_seconds: float = STAGE_SECONDS
+) -> Task[[Path, str, str], StageRun]:
+    """The Prefect task that brings one stage up to date; it is tried again only when its process died without a message."""
+
+    @_uncached(
+        name=stage,
+        task_run_name=f"{stage}-{{name}}",
+        retries=STAGE_RETRIES,
+        retry_delay_seconds=retry_delay_seconds,
+        retry_condition_fn=_died,
+        timeout_seconds=timeout_seconds,
+    )
+    def bring_up_to_date(root: Path, name: str, header: str) -> StageRun:
+        logger = get_run_logger()
+        say(header)
+        try:
+            done = run_stage(root=root, task=name, stage=stage, screen=sys.stderr.buffer)
+        except StageDied as error:
+            say(f"      {error}")
+            raise
+        line = f"{OUTCOMES[done.outcome]} ({duration(done.seconds)})"
+        say(f"      {line}")
+        logger.info("%s: %s", stage, line)
+        return done
+
+    return bring_up_to_date
+
+
+def _died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), StageDied)
+
+
+def _step(line: str) -> Callable[[str], None]:
+    """Say what a step is about to do, and get the function that says how it went and how long that took."""
+    say(line)
+    started = time.monotonic()
+
+    def finish(outcome: str) -> None:
+        say(f"      {outcome} ({duration(time.monotonic() - started)})")
+        get_run_logger().info(outcome)
+
+    return finish
+
+
+@_uncached(name="record the run", task_run_name="record the run", retries=REGISTRY_RETRIES, retry_delay_seconds=5)
+def record(root: Path, name: str) -> tracking.RecordedRun:
+    """Record the task's outputs as a run in MLflow, or find the run that holds them."""
+    finish = _step("[record] the run, in MLflow")
+    params = load_task(root / PARAMS_FILE, name)
+    recorded = tracking.record_run(root=root, task=name, params=params, layout=Layout(root, name), lock=root / LOCK_FILE)
+    finish(f"run {recorded.run_id} {'was already recorded' if recorded.reused else 'recorded'}")
+    return recorded
+
+
+@_uncached(name="register the version", task_run_name="register the version", retries=REGISTRY_RETRIES, retry_delay_seconds=5)
+def register(root: Path, name: str, run_id: str, stage_key: str) -> int:
+    """Register the tuned prompt as a version with the alias challenger, whatever the gate decided; its tags say what."""
+    finish = _step("[register] the tuned prompt")
+    version = registry.register_version(root=root, task=name, run_id=run_id, layout=Layout(root, name), stage_key=stage_key)
+    finish(f"{name} version {version}, challenger")
+    return version
+
+
+@_uncached(name="check the version", task_run_name="check the version", timeout_seconds=CHECK_SECONDS)
+def check(root: Path, name: str, version: int) -> None:
+    """Load the registered version in a fresh process and let it answer two texts; raises RegistryError when it does not."""
+    finish = _step(f"[check] {name} version {version} answers in a fresh process")
+    log = log_file(root, name, "check")
+    command = (sys.executable, "-m", "pipeline.registry.check_version", name, str(version), "--root", str(root))
+    with log.open("wb") as stream, process_group(command, folder=root, stdout=stream, stderr=subprocess.STDOUT) as process:
+        code = None
+        while code is None:  # short waits in Python code, so that a time-out or signal is seen at once
+            time.sleep(0.1)
+            code = process.poll()
+    printed = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = printed[-1] if printed else "it printed nothing"
+    if code != 0:
+        raise RegistryError(
+            f"{name} version {version} does not answer in a fresh process: {last.removeprefix('error: ')} All it printed is in {log}."
+        )
+    finish(last)
+
+
+@_uncached(name="promote", task_run_name="promote")
+def promote(root: Path, name: str, version: int) -> dict[str, Any]:
+    """Make the version champion; what it returns is `pipeline.registry.promotion.promote`'s record."""
+    finish = _step(f"[promote] {name} version {version}")
+    record = promotion.promote(root=root, task=name, version=version)
+    finish("it already was champion" if record["already_champion"] else "it is champion now")
+    return record
+
+
+@_uncached(name="publish the verdict", task_run_name="publish the verdict")
+def publish(root: Path, name: str, version: int) -> None:
+    """Put the gate's checks and its verdict on the Prefect page of this run."""
+    layout = Layout(root, name)
+    gate, metrics = read_json(layout.path("gate")), read_json(layout.path("metrics"))
+    create_table_artifact(key=artifact_key("gate", name), table=gate_rows(gate), description=f"Gate of {name} version {version}")
+    create_markdown_artifact(key=artifact_key("verdict", name), markdown=verdict_markdown(name, version, gate, metrics))
+
+
+def send_what_is_queued() -> None:
+    """Let the server have the last log lines and states of this process before it is stopped."""
+    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    EventsWorker.drain_all(timeout=DRAIN_SECONDS)

@@ -1,0 +1,40 @@
+"""What promptmill itself writes to a terminal: short lines on stderr for progress, results on stdout."""
+
+import sys
+from collections.abc import Sequence
+
+
+def say(line: str = "") -> None:
+    """One line of progress, on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def answer(text: str) -> None:
+    """A command's result, on stdout."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, two spaces apart, with the header above."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+    return "\n".join(lines)
+
+
+def number(value: object) -> str:
+    """A figure for people: four decimals for a fraction, a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """`0.8 s`, `42 s` or `6 min 12 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,56 @@
+"""A Prefect server for the session, and a real tuned prompt bundle on a tiny base model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pipeline.engine.predicting import Predictor
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Prefect's own test harness, without the heartbeat thread that costs a second at the end of each flow run."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that loads: an untrained soft prompt [2, H] on a randomly initialised Llama of two layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.engine.base_model import load_base_model
+    from pipeline.engine.soft_prompt import save_soft_prompt, tensor_sha256
+    from pipeline.manifest import write_manifest
+    from pipeline.records import write_json
+    from tests.engine.conftest import family_config, make_tokenizer
+    from tests.registry.registry_workspace import LABELS, TASK
+
+    model, bundle = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("bundle")
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(family_config("llama")).save_pretrained(model)
+    make_tokenizer().save_pretrained(model)
+    base = load_base_model(source={"kind": "directory", "id": "tiny/llama", "path": str(model)}, dtype="float32", device="cpu")
+    soft_prompt = 0.02 * torch.randn(2, 32)
+    save_soft_prompt(bundle, soft_prompt=soft_prompt, base_model_id="tiny/llama", revision=None, init_text="Sentiment")
+    (bundle / "README.md").unlink(missing_ok=True)
+    write_json(bundle / "template.json", {"template": "Tweet: {text}\nSentiment:", "maximum_field_tokens": 32})
+    write_json(bundle / "verbalizers.json", {label: f" {label}" for label in LABELS})
+    identity = {"sha256": tensor_sha256(soft_prompt), "shape": [2, 32], "dtype": "float32"}
+    lineage = {"soft_prompt": identity, "base_model": base.identity(), "task": TASK, "fields": ["text"], "labels": LABELS}
+    write_manifest(bundle, {**lineage, "code": {"commit": None, "dirty": False, "diff_sha256": None}})
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_predictor(tiny_bundle: Path) -> "Predictor":
+    from pipeline.engine.predicting import load_predictor
+
+    return load_predictor(tiny_bundle, device="cpu")

@@ -1,0 +1,134 @@
+"""Checkouts for the shell's tests: git and DVC with trivial stages, or with stages that hand out prepared outputs."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from pipeline.layout import FILES, STAGES, Layout
+from pipeline.records import read_json, write_json, write_parquet
+from tests.registry.registry_workspace import TASK, write_outputs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PREPARED = "prepared"
+REASON = "accuracy: FAIL: 0.6250 is below 0.9."
+
+_COPY = """\
+import pathlib, shutil, sys
+from pipeline.layout import Layout, stage_named
+stage, task = stage_named(sys.argv[1]), sys.argv[2]
+excuse = pathlib.Path("prepared", f"{stage.name}.error")
+if excuse.exists():
+    sys.stderr.write(f"error: stage {stage.name} of {task}: {excuse.read_text()}\\n")
+    sys.exit(1)
+for name in stage.outputs:
+    source = Layout(pathlib.Path("prepared"), task).path(name)
+    target = Layout(pathlib.Path(), task).path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+"""
+
+
+def call(*command: str, folder: Path) -> None:
+    """Run a command that must succeed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+
+def make_checkout(root: Path, stages: Mapping[str, Any]) -> Path:
+    """A git repository with DVC and a dvc.yaml of these stages at `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    YAML(typ="safe").dump({"stages": dict(stages)}, text)
+    (root / "dvc.yaml").write_text(text.getvalue(), encoding="utf-8")
+    call("git", "init", "--quiet", folder=root)
+    call(sys.executable, "-m", "dvc", "init", "--quiet", folder=root)
+    return root
+
+
+def make_trivial(root: Path, code: Mapping[str, str], deps: Mapping[str, list[str]] | None = None) -> Path:
+    """A checkout whose stages are these lines of Python, for the task `demo`; stage x must write x.txt."""
+    for name, lines in code.items():
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.py").write_text(f"import os, pathlib, signal, subprocess, sys, time\n{lines}\n", encoding="utf-8")
+    stages: dict[str, Any] = {
+        name: {"foreach": ["demo"], "do": {"cmd": f"python {name}.py", "outs": [f"{name}.txt"], "deps": (deps or {}).get(name, [])}}
+        for name in code
+    }
+    return make_checkout(root, stages)
+
+
+def writes(name: str) -> str:
+    """Code of a stage that writes its output."""
+    return f"pathlib.Path('{name}.txt').write_text('{name}')"
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group, without those that are dead and only wait to be reaped."""
+    found: list[str] = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(status.parent.name)
+    return found
+
+
+def make_prepared(root: Path, bundle: Path) -> Path:
+    """A checkout of the task TASK whose nine stages copy prepared outputs, among them this real bundle."""
+    stages: dict[str, Any] = {}
+    for stage in STAGES:
+        outs = [FILES[name].format(task=TASK).rstrip("/") for name in stage.outputs]
+        do = {"cmd": f"python copy_outputs.py {stage.name} {TASK}", "deps": [PREPARED], "outs": outs}
+        stages[stage.name] = {"foreach": [TASK], "do": do}
+    make_checkout(root, stages)
+    (root / "copy_outputs.py").write_text(_COPY, encoding="utf-8")
+    shutil.copy(REPOSITORY / "params.yaml", root / "params.yaml")
+    prepare(root, bundle, "promote")
+    return root
+
+
+def prepare(root: Path, bundle: Path, decision: str) -> None:
+    """Write the outputs that the stages of `make_prepared` will hand out; `bundle` replaces the made-up one."""
+    layout = Layout(root / PREPARED, TASK)
+    layout.root.mkdir(exist_ok=True)
+    write_outputs(layout.root, 1, decision)
+    (layout.root / "dvc.lock").unlink()
+    (layout.root / "params.yaml").unlink()
+    shutil.rmtree(layout.path("bundle"))
+    shutil.copytree(bundle, layout.path("bundle"))
+    rows = pd.DataFrame(
+        {"row_id": ["a", "b", "c"], "text": ["late again", "great crew", "gate four"], "label": ["negative", "positive", "neutral"]}
+    )
+    for name in ("raw", "accepted", "quarantined", "train", "validation", "test", "predictions"):
+        write_parquet(layout.path(name), rows)
+    layout.path("data_docs").mkdir(exist_ok=True)
+    (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")
+    passed = decision == "promote"
+    check = {"name": "accuracy", "verdict": "PASS" if passed else "FAIL", "value": 0.625, "low": 0.525, "high": 0.725, "n": 100}
+    gate = read_json(layout.path("gate"))
+    write_json(
+        layout.path("gate"),
+        {**gate, "checks": [{**check, "limit": 0.9, "rule": "", "sentence": ""}], "reasons": [] if passed else [REASON]},
+    )
+
+
+def environment() -> dict[str, str]:
+    """This process's environment for a promptmill started elsewhere, without settings that would lead it to other servers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "PROMPTMILL_"))}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def promptmill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=540)

@@ -1,0 +1,261 @@
+"""`promptmill run` from params.yaml to champion, in processes of its own: real DVC, Prefect, MLflow and engine, prepared stage outputs."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from flows import cli
+from flows.predict import LONGEST_CELL
+from pipeline.layout import STAGES
+from pipeline.registry.registry import list_versions
+from tests.flows.flow_workspace import PREPARED, REASON, environment, living, make_prepared, prepare, promptmill
+from tests.registry.registry_workspace import LABELS, TASK
+
+if TYPE_CHECKING:
+    from pipeline.engine.predicting import Predictor
+
+Promoted = tuple[Path, subprocess.CompletedProcess[str]]
+Inside = Callable[..., tuple[int, str, str]]
+
+STAGE_NAMES = [stage.name for stage in STAGES]
+STEPS = ["record the run", "register the version", "check the version", "publish the verdict"]
+TEXTS = ["thank you for the lovely flight", "my bag is lost, and nobody said a word about it; boarding starts at gate four"]
+
+
+def query(root: Path, statement: str) -> list[tuple[Any, ...]]:
+    """Rows of the Prefect database that the run's own server left behind."""
+    database = root / ".promptmill" / "prefect" / "prefect.db"
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        found = connection.execute(statement).fetchall()
+    connection.close()
+    return found
+
+
+def last_flow_run(root: Path) -> tuple[str, str, str, set[tuple[str, str]]]:
+    """Name, state type, state name, and (task run, state) of the latest flow run."""
+    ((identity, name, kind, state),) = query(root, "SELECT id, name, state_type, state_name FROM flow_run ORDER BY created DESC LIMIT 1")
+    tasks = {(task, how) for owner, task, how in query(root, "SELECT flow_run_id, name, state_name FROM task_run") if owner == identity}
+    return name, kind, state, tasks
+
+
+def completed(*names: str) -> set[tuple[str, str]]:
+    return {(name, "Completed") for name in names}
+
+
+def versions(root: Path) -> list[dict[str, Any]]:
+    return list_versions(root=root, task=TASK)
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Promoted:
+    """A checkout after its first `promptmill run`; tests must leave its registry as it is."""
+    root = make_prepared(tmp_path_factory.mktemp("promoted") / "a checkout", tiny_bundle)
+    return root, promptmill("run", TASK, folder=root)
+
+
+@pytest.fixture(autouse=True)
+def fresh_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MLflow open its database anew each time: a pooled connection would go on reading the file that `changeable` replaced."""
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+
+
+@pytest.fixture
+def changeable(promoted: Promoted, tmp_path: Path) -> Iterator[Path]:
+    """The checkout after its first run, to change at will: it is put back as it was. (MLflow stores absolute paths, so a copy will not do.)"""
+    root, _ = promoted
+    shutil.copytree(root, tmp_path / "kept", symlinks=True)
+    yield root
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "kept", root, symlinks=True)
+
+
+@pytest.fixture
+def inside(promoted: Promoted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process, in the checkout: exit code, stdout and stderr."""
+    monkeypatch.chdir(promoted[0])
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_run_ends_with_a_champion_and_says_where_to_look(promoted: Promoted) -> None:
+    root, done = promoted
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("[")] == [
+        *(f"[{number}/9] {name}" for number, name in enumerate(STAGE_NAMES, 1)),
+        *("[record] the run, in MLflow", "[register] the tuned prompt", f"[check] {TASK} version 1 answers in a fresh process"),
+        f"[promote] {TASK} version 1",
+    ]
+    assert "accuracy  PASS     0.625  0.525 to 0.725  100   0.9" in done.stdout
+    assert f"PROMOTED: {TASK} version 1 is champion." in done.stdout
+    card = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("prompt card"))
+    assert (root / card).is_file()
+    assert f'promptmill predict {TASK} --text "..."' in done.stdout
+    (version,) = versions(root)
+    assert (version["version"], version["aliases"], version["gate_decision"]) == (1, ["challenger", "champion"], "promote")
+    assert last_flow_run(root) == (
+        f"retrain-{TASK}",
+        "COMPLETED",
+        "Completed",
+        completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS, "promote"),
+    )
+    assert sorted(query(root, "SELECT key, type FROM artifact")) == [
+        ("gate-tweet-sentiment", "table"),
+        ("verdict-tweet-sentiment", "markdown"),
+    ]
+    assert ("2 rows answered",) in [(message.partition(":")[0],) for (message,) in query(root, "SELECT message FROM log")]
+    assert "Traceback" not in done.stderr
+    assert "Error logging to API" not in done.stderr
+
+
+def test_a_second_run_reuses_everything_without_prefect(promoted: Promoted) -> None:
+    root, _ = promoted
+    before = query(root, "SELECT count(*) FROM flow_run")
+    done = promptmill("run", TASK, folder=root)
+    assert done.returncode == 0, done.stderr
+    assert f"Nothing changed: reused all 9 stages ({', '.join(STAGE_NAMES)})," in done.stderr
+    assert f"run {versions(root)[0]['run_id']} and version 1." in done.stderr
+    assert f"PROMOTED: {TASK} version 1 is champion." in done.stdout
+    assert "Starting" not in done.stderr
+    assert query(root, "SELECT count(*) FROM flow_run") == before
+    assert len(versions(root)) == 1
+
+
+def test_predict_answers_as_the_bundle_does(promoted: Promoted, tiny_predictor: "Predictor", tmp_path: Path) -> None:
+    root, _ = promoted
+    expected = tiny_predictor.predict([{"text": text} for text in TEXTS])
+    done = promptmill("predict", TASK, "--text", TEXTS[0], "--text", TEXTS[1], "--format", "json", folder=root)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["task"], found["version"], [row["text"] for row in found["predictions"]]) == (TASK, 1, TEXTS)
+    for row, probabilities in zip(found["predictions"], expected, strict=True):
+        np.testing.assert_allclose(list(row["probabilities"].values()), probabilities, atol=1e-6)
+        assert row["label"] == LABELS[int(probabilities.argmax())]
+
+    (tmp_path / "in.csv").write_text(f'id,text\n7,"{TEXTS[0]}"\n8,"{TEXTS[1]}"\n', encoding="utf-8")
+    uri = f"sqlite:///{root}/.promptmill/mlflow/mlflow.db"
+    command = [sys.executable, "-m", "flows.cli", "predict", TASK, "--file", "in.csv", "--out", "out.csv", "--version", "challenger"]
+    outside = subprocess.run(
+        command, cwd=tmp_path, env={**environment(), "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True, check=False
+    )
+    assert outside.returncode == 0, outside.stderr
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["id"], row["text"]) for row in rows] == [("7", TEXTS[0]), ("8", TEXTS[1])]
+    np.testing.assert_allclose([[float(row[f"p.{label}"]) for label in LABELS] for row in rows], expected, atol=1e-5)
+    assert [row["label"] for row in rows] == [row["label"] for row in found["predictions"]]
+
+
+def test_predict_shows_a_table_and_refuses_bad_input(inside: Inside, tmp_path: Path) -> None:
+    code, out, _ = inside("predict", TASK, "--text", "x " * LONGEST_CELL)
+    header, row = out.splitlines()
+    assert code == 0
+    assert header.split() == ["text", "label", *(f"p.{label}" for label in LABELS)]
+    assert row.startswith("x x x")
+    assert "…" in row
+    (tmp_path / "in.csv").write_text("tweet\nhello\n", encoding="utf-8")
+    code, _, err = inside("predict", TASK, "--file", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"))
+    assert (code, err) == (1, f"error: {tmp_path}/in.csv lacks the columns ['text']; it has ['tweet']. Add or rename them.\n")
+    assert not (tmp_path / "out.csv").exists()
+    code, _, err = inside("predict", TASK, "--text", "a", "--version", "9")
+    assert code == 1
+    assert "has no version 9" in err
+
+
+def test_a_refused_version_is_registered_but_not_promoted(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
+    root = changeable
+    prepare(root, tiny_bundle, "refuse")
+    first = promptmill("run", TASK, folder=root)
+    assert first.returncode == 3, first.stderr
+    assert f"NOT PROMOTED: {TASK} version 2 was refused by the gate:\n  {REASON}" in first.stdout
+    name, kind, state, tasks = last_flow_run(root)
+    assert (name, kind, state) == (f"retrain-{TASK}", "COMPLETED", "NotPromoted")
+    assert tasks == completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS)
+    assert [(v["version"], v["aliases"], v["gate_decision"]) for v in versions(root)] == [
+        (2, ["challenger"], "refuse"),
+        (1, ["champion"], "promote"),
+    ]
+
+    code, _, err = inside("run", TASK)
+    assert code == 3
+    assert "Nothing changed: reused all 9 stages" in err
+    code, _, err = inside("promote", TASK, "challenger")
+    assert code == 3
+    assert REASON in err
+    assert inside("promote", TASK, "1")[:2] == (0, f"{TASK} version 1 already is champion.\n")
+    shown = json.loads(inside("show", f"{TASK}@challenger", "--json")[1])
+    assert (shown["version"], shown["gate_reasons"]) == (2, [REASON])
+    assert "gate_decision: promote\n" in inside("show", TASK)[1]
+    code, _, err = inside("rollback", TASK)
+    assert code == 1
+    assert "had no champion before version 1" in err
+    code, out, _ = inside("list")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["task", "version"], [TASK, "2"], [TASK, "1"]]
+
+
+@pytest.mark.slow
+def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
+    root = changeable
+    prepare(root, tiny_bundle, "promote")
+    (root / PREPARED / "changed").touch()
+    assert promptmill("run", TASK, folder=root).returncode == 0
+    assert inside("rollback", TASK)[:2] == (0, f"{TASK} version 1 is champion now (before: version 2).\n")
+    code, out, err = inside("run", TASK)
+    assert code == 0
+    assert "and version 2." in err
+    assert f"{TASK} version 2 was champion and is not any more; `promptmill promote {TASK} 2` makes it so again." in out
+    assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger"], 1: ["champion"]}
+
+
+def test_a_failing_stage_fails_the_run_with_its_own_message(changeable: Path) -> None:
+    root = changeable
+    (root / PREPARED / "tune.error").write_text("the loss is NaN at step 3. Lower tune.learning_rate.", encoding="utf-8")
+    before = versions(root)
+    done = promptmill("run", TASK, folder=root)
+    message = f"error: stage tune of {TASK}: the loss is NaN at step 3. Lower tune.learning_rate."
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message
+    assert done.stderr.count("the loss is NaN") == 1
+    name, kind, _, tasks = last_flow_run(root)
+    assert (name, kind) == (f"retrain-{TASK}", "FAILED")
+    assert tasks == completed(*(f"{stage}-{TASK}" for stage in STAGE_NAMES[:3])) | {(f"tune-{TASK}", "Failed")}
+    assert versions(root) == before
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_stopped_run_leaves_no_process_and_is_recorded_as_crashed(promoted: Promoted, tmp_path: Path, signal_number: int) -> None:
+    """The signal goes to promptmill's whole process group, as a terminal's Ctrl-C does."""
+    root = tmp_path / "w"
+    shutil.copytree(promoted[0], root, ignore=shutil.ignore_patterns(".promptmill"))
+    slow = "import os, pathlib, sys, time\npathlib.Path('group').write_text(str(os.getpgid(0)))\nsys.stderr.write('slow now\\n')\ntime.sleep(600)\n"
+    (root / "copy_outputs.py").write_text(slow, encoding="utf-8")
+    (root / PREPARED / "another").touch()
+    command = [sys.executable, "-m", "flows.cli", "run", TASK]
+    run = subprocess.Popen(command, cwd=root, env=environment(), stderr=subprocess.PIPE, start_new_session=True, text=True)
+    assert run.stderr is not None
+    with run.stderr:
+        while "slow now" not in (line := run.stderr.readline()):
+            assert line, "the run ended before its first stage began"
+        os.killpg(run.pid, signal_number)
+        rest = run.stderr.read()
+    assert run.wait(timeout=120) == 128 + signal_number
+    assert rest.strip().splitlines() == ["stopped; what was finished is kept, and the same command goes on from there"]
+    assert living(int((root / "group").read_text())) == []
+    assert last_flow_run(root)[1:3] == ("CRASHED", "Crashed")

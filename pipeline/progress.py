@@ -13,8 +13,17 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 15.0
 
 
+def announce(message: str) -> None:
+    """Write a line about a step that has no bar, such as loading a model."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
 class Progress:
-    """Counts finished units out of a total and shows rate and remaining time; use as a context manager."""
+    """Counts finished units out of a total and shows rate and remaining time; use as a context manager.
+
+    The clock starts here, so make one when the counted work begins: what was loaded before would spoil the estimate.
+    """
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self._live = os.environ.get("PROMPTMILL_PROGRESS", "bar" if sys.stderr.isatty() else "lines") == "bar"

@@ -16,7 +16,7 @@ from pipeline.engine.template import Template, Verbalizers, compile_template
 from pipeline.layout import Paths
 from pipeline.manifest import verify_bundle
 from pipeline.params import TaskParams
-from pipeline.progress import Progress
+from pipeline.progress import Progress, announce
 from pipeline.records import read_parquet, write_json, write_parquet
 from pipeline.stages.tune import labelled_examples, rows_of
 
@@ -26,14 +26,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     verify_bundle(inputs.bundle)
     test = read_parquet(inputs.test, ["row_id", "label", *params.ingest.columns.fields])
     selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation)))
+    base = load_base_model(
+        source=params.base_model.source.model_dump(), dtype=params.base_model.dtype, attention=params.base_model.attention, say=announce
+    )
+    predictor = load_predictor(inputs.bundle, base=base)
     with Progress("score", selection * len(params.prompt.hard_prompts) + 2 * len(test), "row") as progress:
-        base = load_base_model(
-            source=params.base_model.source.model_dump(),
-            dtype=params.base_model.dtype,
-            attention=params.base_model.attention,
-            say=progress.say,
-        )
-        predictor = load_predictor(inputs.bundle, base=base)
         candidates = _compare_hard_prompts(params, inputs.validation, base, predictor.verbalizers, selection, progress)
         best = max(candidates, key=lambda candidate: candidate["accuracy"])
         variants = {

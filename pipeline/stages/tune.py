@@ -17,7 +17,7 @@ from pipeline.layout import Paths
 from pipeline.lineage import code_identity, library_versions
 from pipeline.manifest import write_manifest
 from pipeline.params import TaskParams
-from pipeline.progress import Progress
+from pipeline.progress import Progress, announce
 from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
@@ -39,21 +39,18 @@ SETTINGS = (
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`."""
     tune = params.tune
+    base = load_base_model(
+        source=params.base_model.source.model_dump(), dtype=params.base_model.dtype, attention=params.base_model.attention, say=announce
+    )
+    check_agreement(base)
+    template = compile_template(
+        tokenizer=base.tokenizer, template=params.prompt.template, maximum_field_tokens=params.prompt.maximum_field_tokens
+    )
+    train = labelled_examples(inputs.train, template, params)
+    validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
+    check_context(base, template, [*train, *validation], tune.num_virtual_tokens)
+    log: list[Record] = []
     with Progress("tune", tune.maximum_steps, "step") as progress:
-        base = load_base_model(
-            source=params.base_model.source.model_dump(),
-            dtype=params.base_model.dtype,
-            attention=params.base_model.attention,
-            say=progress.say,
-        )
-        check_agreement(base)
-        template = compile_template(
-            tokenizer=base.tokenizer, template=params.prompt.template, maximum_field_tokens=params.prompt.maximum_field_tokens
-        )
-        train = labelled_examples(inputs.train, template, params)
-        validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
-        check_context(base, template, [*train, *validation], tune.num_virtual_tokens)
-        log: list[Record] = []
 
         def on_record(record: Record) -> None:
             log.append(record)

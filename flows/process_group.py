@@ -42,7 +42,7 @@ def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SEC
         if _send(process.pid, signal.SIGTERM):
             _wait_until_empty(process, grace_seconds)
     finally:  # a second Ctrl-C ends the waiting, not the killing
-        if _send(process.pid, signal.SIGTERM):
+        if _send(process.pid, signal.SIGKILL):
             _wait_until_empty(process, grace_seconds)
         process.wait()
 

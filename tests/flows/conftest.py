@@ -24,19 +24,16 @@ def prefect_server() -> Iterator[None]:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that loads: an untrained soft prompt [2, H] on a randomly initialised Llama of two layers."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from pipeline.engine.base_model import load_base_model
     from pipeline.engine.soft_prompt import save_soft_prompt, tensor_sha256
     from pipeline.manifest import write_manifest
     from pipeline.records import write_json
-    from tests.engine.conftest import family_config, make_tokenizer
+    from tests.engine.tiny_models import save_model
     from tests.registry.registry_workspace import LABELS, TASK
 
     model, bundle = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("bundle")
-    torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(family_config("llama")).save_pretrained(model)
-    make_tokenizer().save_pretrained(model)
+    save_model("llama", model)
     base = load_base_model(source={"kind": "directory", "id": "tiny/llama", "path": str(model)}, dtype="float32", device="cpu")
     soft_prompt = 0.02 * torch.randn(2, 32)
     save_soft_prompt(bundle, soft_prompt=soft_prompt, base_model_id="tiny/llama", revision=None, init_text="Sentiment")

@@ -30,7 +30,8 @@ def get(url: str) -> bytes:
         return response.read()
 
 
-def test_both_servers_start_answer_and_stop(tmp_path: Path) -> None:
+def test_both_servers_start_answer_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.services.PREFECT_PORT", 0)  # any port but the default one, which Prefect's page would ask anyway
     prefect, mlflow = prefect_service(tmp_path), mlflow_service(tmp_path)
     with running([prefect, mlflow], root=tmp_path) as started:
         check_alive(started)

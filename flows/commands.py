@@ -14,6 +14,7 @@ from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, re
 from flows.summary import gate_table, where_to_look
 from flows.terminal import answer, number, say, table
 from flows.workspace import LOCK_FILE, changed_stages, check_checkout
+from pipeline.__main__ import VERBOSE_VARIABLE
 from pipeline.errors import NotPromoted, RegistryError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
 from pipeline.records import read_json
@@ -54,6 +55,7 @@ def handled_version(root: Path, task: str) -> dict[str, Any] | None:
 
 def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
     if options.verbose:
+        os.environ[VERBOSE_VARIABLE] = "1"
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     apply_prefect_defaults(root)
     with _prefect_api(root, options.verbose):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 from pipeline.errors import PromptmillError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stage_named
 from pipeline.params import load_task
+
+# Set by a parent that runs the stage through DVC, which passes no flags on.
+VERBOSE_VARIABLE = "PROMPTMILL_VERBOSE"
 
 
 def run_stage(root: Path, stage_name: str, task: str) -> None:
@@ -31,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_stage(find_root(Path.cwd()), options.stage, options.task)
     except PromptmillError as error:
-        if options.verbose:
+        if options.verbose or os.environ.get(VERBOSE_VARIABLE):
             traceback.print_exc()
         sys.stderr.write(f"error: stage {options.stage} of {options.task}: {error}\n")
         return error.exit_code

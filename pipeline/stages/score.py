@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import NDArray
 
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
@@ -41,7 +42,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         seconds: dict[str, float] = {}
         for name, (soft_prompt, template) in variants.items():
             started = time.perf_counter()
-            probabilities = score_examples(
+            scores = score_examples(
                 base=base,
                 soft_prompt=soft_prompt,
                 head=template.head,
@@ -49,11 +50,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
                 verbalizers=predictor.verbalizers,
                 batch_size=params.score.batch_size,
                 advance=progress.advance,
-            ).exp()
+            )
             seconds[name] = (time.perf_counter() - started) / len(test)
-            frames.append(_frame(name, test, params, probabilities))
+            frames.append(_frame(name, test, params, scores.exp().numpy()))
     majority, shares = _majority_class(inputs.train, params)
-    frames.append(_frame("majority_class", test, params, shares.repeat(len(test), 1)))
+    frames.append(_frame("majority_class", test, params, np.tile(shares, (len(test), 1))))
     write_parquet(outputs.predictions, pd.concat(frames, ignore_index=True))
     report = {
         "hard_prompt": best["template"],
@@ -92,14 +93,14 @@ def _compile(params: TaskParams, base: BaseModel, template: str) -> Template:
     return compile_template(tokenizer=base.tokenizer, template=template, maximum_field_tokens=params.prompt.maximum_field_tokens)
 
 
-def _majority_class(train: Path, params: TaskParams) -> tuple[str, torch.Tensor]:
+def _majority_class(train: Path, params: TaskParams) -> tuple[str, NDArray[np.float64]]:
     """The commonest label of the training split (ties: the first of the label set) and the label shares [C]."""
     counts = read_parquet(train, ["label"])["label"].value_counts()
-    shares = torch.tensor([float(counts.get(label, 0)) for label in params.prompt.labels])
+    shares = np.array([float(counts.get(label, 0)) for label in params.prompt.labels])
     return params.prompt.labels[int(shares.argmax())], shares / shares.sum()
 
 
-def _frame(variant: str, test: pd.DataFrame, params: TaskParams, probabilities: torch.Tensor) -> pd.DataFrame:
+def _frame(variant: str, test: pd.DataFrame, params: TaskParams, probabilities: NDArray[np.floating[Any]]) -> pd.DataFrame:
     labels: Sequence[str] = params.prompt.labels
     fields = [test[name] for name in params.ingest.columns.fields]
     return pd.DataFrame(
@@ -108,7 +109,7 @@ def _frame(variant: str, test: pd.DataFrame, params: TaskParams, probabilities: 
             "variant": variant,
             "text": ["\n".join(values) for values in zip(*fields, strict=True)],
             "label": test["label"],
-            "prediction": [labels[index] for index in probabilities.argmax(-1).tolist()],
-            **{f"p.{label}": probabilities[:, index].double().numpy() for index, label in enumerate(labels)},
+            "prediction": [labels[index] for index in probabilities.argmax(axis=1)],
+            **{f"p.{label}": probabilities[:, index].astype(float) for index, label in enumerate(labels)},
         }
     )

@@ -191,3 +191,12 @@ def test_a_full_disk_for_the_model_cache_is_an_error_with_advice(workspace, caps
         assert [path.name for path in (small / "base_models").iterdir() if path.suffix != ".lock"] == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_verbose_shows_where_an_error_arose(workspace, capsys, monkeypatch):
+    change(workspace, "ingest", source={"kind": "file", "path": "absent.csv"})
+    assert main(["ingest", "--task", TASK, "--verbose"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("PROMPTMILL_VERBOSE", "1")
+    assert main(["ingest", "--task", TASK]) == 1
+    assert "Traceback" in capsys.readouterr().err

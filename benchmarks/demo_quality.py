@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo_quality --more-seeds 1 2 --long-steps 480
 
-takes the checkout's own run as it is (make it with `promptmill run tweet_sentiment` or `dvc repro`), then runs tune, score and evaluate on
+takes the checkout's own run as it is (make it with `promptmill run tweet_sentiment` or `dvc repro`), then tunes and evaluates on
 the same splits for each further seed, and once for longer with the checkout's seed, in folders of their own. Results go to
 `benchmarks/results/demo_quality.json` and, as a table, to `benchmarks/results/demo_quality.md`.
 """
@@ -14,23 +14,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.layout import Layout, Paths, find_root, stage_named
+from pipeline.engine.predicting import load_predictor
+from pipeline.layout import Layout, find_root, stage_named
 from pipeline.manifest import verify_bundle
 from pipeline.params import TaskParams, load_task
-from pipeline.records import read_json, read_jsonl, write_json
-from pipeline.stages import evaluate, score, tune
+from pipeline.records import read_json, read_jsonl, read_parquet, write_json, write_parquet
+from pipeline.stages import evaluate, tune
 
 TASK = "tweet_sentiment"
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(params: TaskParams, data: Layout, folder: Path) -> dict[str, Any]:
-    """Tune, score and evaluate in `folder` with the splits of `data`; returns the figures of the run."""
+def measure(params: TaskParams, checkout: Layout, folder: Path) -> dict[str, Any]:
+    """Tune in `folder` with the splits of `checkout`, label its test rows, and evaluate against its baselines.
+
+    The baselines do not depend on the seed, so the checkout's own predictions of them are used.
+    """
     made = Layout(folder, TASK)
-    for stage, module in (("tune", tune), ("score", score), ("evaluate", evaluate)):
-        declared = stage_named(stage)
-        inputs = Paths({name: (data if name in ("train", "validation", "test") else made).path(name) for name in declared.inputs})
-        module.run(params=params, inputs=inputs, outputs=made.outputs(declared))
+    tune.run(params=params, inputs=checkout.inputs(stage_named("tune")), outputs=made.outputs(stage_named("tune")))
+    predictions, test = read_parquet(checkout.path("predictions")), read_parquet(checkout.path("test"))
+    predictor = load_predictor(made.path("bundle"))
+    probabilities = predictor.predict(test[list(predictor.fields)].to_dict(orient="records"))
+    tuned = predictions["variant"] == "tuned"
+    if predictions.loc[tuned, "row_id"].to_list() != test["row_id"].to_list():
+        raise SystemExit(f"{checkout.path('predictions')} is not of the present test split; run `promptmill run {TASK}` first.")
+    predictions.loc[tuned, [f"p.{label}" for label in predictor.labels]] = probabilities.astype(float)
+    predictions.loc[tuned, "prediction"] = [predictor.labels[index] for index in probabilities.argmax(axis=1)]
+    write_parquet(made.path("predictions"), predictions)
+    evaluate.run(params=params, inputs=made.inputs(stage_named("evaluate")), outputs=made.outputs(stage_named("evaluate")))
     return figures(params, made)
 
 

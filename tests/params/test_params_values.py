@@ -59,12 +59,12 @@ def test_lists_replace_lists(altered: Altered):
 def test_yes_and_no_are_labels_and_numbers_may_have_exponents(repo_root: Path, tmp_path: Path):
     text = (repo_root / "params.yaml").read_text(encoding="utf-8")
     text = text.replace('negative: " negative"', 'no: " no"').replace('positive: " positive"', 'yes: " yes"')
-    text = text.replace("learning_rate: 0.03", "learning_rate: 3e-2")
+    text = text.replace("learning_rate: 0.007", "learning_rate: 7e-3")
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     params = load_task(path, "tweet_sentiment")
     assert params.prompt.labels == ("no", "neutral", "yes")
-    assert params.tune.learning_rate == 0.03
+    assert params.tune.learning_rate == 0.007
 
 
 def test_anchors_and_merge_keys_work(repo_root: Path, tmp_path: Path):

@@ -1,0 +1,19 @@
+"""The task that README.md shows is one that params.yaml takes."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from pipeline.params import load
+
+
+def test_the_readmes_task_loads_beside_the_demo(repo_root: Path, tmp_path: Path):
+    (block,) = re.findall(r"```yaml\n(tasks:\n.*?)```", (repo_root / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    document = yaml.safe_load((repo_root / "params.yaml").read_text(encoding="utf-8"))
+    document["tasks"] |= yaml.safe_load(block)["tasks"]
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    tasks = load(path)
+    assert set(tasks) == {"tweet_sentiment", "my_task"}
+    assert tasks["my_task"].prompt.labels == ("billing", "outage")

@@ -60,6 +60,7 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * factor
 
 
+@deterministic_algorithms()
 def train_soft_prompt(
     *,
     base: BaseModel,
@@ -76,20 +77,6 @@ def train_soft_prompt(
     `on_record` gets a record per step and per evaluation (see docs/stage-files.md, `train_log`).
     Raises TrainingError when the loss is NaN or infinite. Two runs on one machine give the same bits.
     """
-    with deterministic_algorithms():
-        return _train(base, soft_prompt, head, verbalizers, train, validation, settings, on_record)
-
-
-def _train(
-    base: BaseModel,
-    soft_prompt: torch.Tensor,
-    head: tuple[int, ...],
-    verbalizers: Verbalizers,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    settings: TrainingSettings,
-    on_record: Callable[[Record], None],
-) -> TrainingResult:
     tuned = soft_prompt.detach().float().to(base.device).clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([tuned], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     order = training_order(train, batch_size=settings.batch_size, seed=settings.seed)

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pipeline.errors import PromptmillError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stage_named
-from pipeline.params import load_task
+
+try:
+    from pipeline.params import load_task
+except ModuleNotFoundError as error:
+    # dvc.yaml says `python`, which is whichever comes first on PATH.
+    sys.exit(
+        f"error: {sys.executable} has no module {error.name!r}, so it is not the Python that promptmill is installed in. "
+        'Put that one first on PATH, as in: PATH="$PWD/.venv/bin:$PATH" dvc repro'
+    )
 
 # Set by a parent that runs the stage through DVC, which passes no flags on.
 VERBOSE_VARIABLE = "PROMPTMILL_VERBOSE"

@@ -63,6 +63,7 @@ def shortened_clone(repo_root: Path, folder: Path) -> Workspace:
     made.change(shorten)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "clone"]):
         subprocess.run(["git", *command], cwd=root, check=True)
-    made.environment |= {"HOME": str(folder / "home"), "PYTHONPATH": str(root)}
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))  # as in an activated environment
+    made.environment |= {"HOME": str(folder / "home"), "PYTHONPATH": str(root), "PATH": path}
     made.environment.setdefault("PROMPTMILL_CACHE", str(folder / "cache"))
     return made

@@ -1,4 +1,4 @@
-"""Rank classification of many examples over one shared prefix."""
+"""Rank classification of many examples over shared prefixes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ import torch
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, collate, scoring_order
-from pipeline.engine.shared_prefix import encode_prefix, label_scores
+from pipeline.engine.prefix_cache import Prefix
+from pipeline.engine.shared_prefix import label_scores
 from pipeline.engine.template import Verbalizers
 
 
@@ -24,23 +25,28 @@ class ClassificationResult:
 def score_examples(
     *,
     base: BaseModel,
-    soft_prompt: torch.Tensor | None,
-    head: tuple[int, ...],
+    prefix: Prefix,
     examples: Sequence[Example],
     verbalizers: Verbalizers,
     batch_size: int,
+    rows: Sequence[int] | None = None,
+    length_normalisation: bool = False,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> torch.Tensor:
     """Log-probabilities of the labels, [N, C] float32 on the CPU in the order of `examples`; `advance` is told of finished rows.
 
-    `soft_prompt` [P, H] or None for a hard prompt alone. The prefix's keys and values are computed once.
+    `prefix` is computed once by `encode_prefixes` and serves the whole set. With several prefixes in it, `rows` says which one
+    each example stands behind (several tuned prompts in one mixed batch); by default all stand behind the first.
     """
+    behind = [0] * len(examples) if rows is None else list(rows)
     scores = torch.empty(len(examples), len(verbalizers.labels))
     with torch.no_grad():
-        prefix = encode_prefix(base, soft_prompt, head)
         for indices in scoring_order(examples, batch_size):
             batch = collate([examples[index] for index in indices], verbalizers, base.device)
-            scores[indices] = label_scores(base, prefix, batch, verbalizers).log_softmax(-1).cpu()
+            found = label_scores(
+                base, prefix, [behind[index] for index in indices], batch, verbalizers, length_normalisation=length_normalisation
+            )
+            scores[indices] = found.log_softmax(-1).cpu()
             advance(len(indices))
     return scores
 

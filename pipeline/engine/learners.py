@@ -1,0 +1,104 @@
+"""A learner turns batches into gradients for a set of trials. The training loop knows nothing else about the model.
+
+`SharedPrefixLearner` is the fast one, for decoder-only base models.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from pipeline.engine.base_model import BaseModel
+from pipeline.engine.batching import Example
+from pipeline.engine.methods import TunedModule
+from pipeline.engine.objectives import Objective, Result
+from pipeline.engine.prefix_cache import Prefix
+from pipeline.engine.shared_prefix import encode_prefixes
+from pipeline.engine.soft_prompt import SoftPrompt
+
+
+class Learner(Protocol):
+    """N trials over one frozen base model; a trial is known by its index."""
+
+    @property
+    def modules(self) -> Sequence[torch.nn.Module]:
+        """What each trial trains: its parameters and, through state_dict(), its checkpoint."""
+        ...
+
+    def backward(self, batches: Mapping[int, Sequence[Example]], weight: float) -> dict[int, float]:
+        """Add to each trial's gradients those of `weight` times the sum of its examples' losses; returns these weighted losses."""
+        ...
+
+    def evaluate(self, trials: Sequence[int], examples: Sequence[Example]) -> list[Result]:
+        """The results of these trials on the same examples."""
+        ...
+
+
+class SharedPrefixLearner:
+    """Trials in one batch over the shared-prefix pass.
+
+    The base model is frozen, so the trials' prefixes are rows of one batch and each example is told which row it stands behind:
+    the losses are summed and the gradients are independent. When a batch does not fit into GPU memory, fewer rows are run at once
+    and their gradients added up, which leaves the optimisation step as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: BaseModel,
+        head: tuple[int, ...],
+        objective: Objective,
+        modules: Sequence[TunedModule],
+        rows_at_once: int | None = None,
+        scoring_batch_size: int = 64,
+    ) -> None:
+        self.base, self.head, self.objective = base, head, objective
+        self.modules: Sequence[TunedModule] = modules
+        self.rows_at_once = rows_at_once
+        self.scoring_batch_size = scoring_batch_size
+
+    def backward(self, batches: Mapping[int, Sequence[Example]], weight: float) -> dict[int, float]:
+        """See Learner. All trials' examples are sorted by length together, so that a chunk of rows has little padding."""
+        trials = sorted(batches)
+        prefix = encode_prefixes(self.base, [self.modules[trial]() for trial in trials], self.head)
+        rows = [(slot, example) for slot, trial in enumerate(trials) for example in batches[trial]]
+        while True:
+            try:
+                leaves, losses = self._accumulate(prefix, rows, weight)
+                break
+            except torch.cuda.OutOfMemoryError:
+                at_once = min(self.rows_at_once or len(rows), len(rows))
+                if at_once == 1:
+                    raise
+                self.rows_at_once = at_once // 2
+                torch.cuda.empty_cache()
+        tensors = [(out, leaf.grad) for out, leaf in zip(prefix.tensors(), leaves.tensors(), strict=True) if leaf.grad is not None]
+        torch.autograd.backward([out for out, _ in tensors], [grad for _, grad in tensors])
+        return dict(zip(trials, losses, strict=True))
+
+    def evaluate(self, trials: Sequence[int], examples: Sequence[Example]) -> list[Result]:
+        """See Learner. Each prefix is computed once and serves the whole set."""
+        return self.objective.evaluate(self.base, self.prefix(trials), examples, self.scoring_batch_size)
+
+    def prefix(self, trials: Sequence[int]) -> Prefix:
+        """The trials' prefixes as they stand, taking no gradient."""
+        with torch.no_grad():
+            return encode_prefixes(self.base, [self.soft_prompt(trial) for trial in trials], self.head)
+
+    def soft_prompt(self, trial: int) -> SoftPrompt:
+        """A copy of what this trial has learnt."""
+        return self.modules[trial]().detached()
+
+    def _accumulate(self, prefix: Prefix, rows: list[tuple[int, Example]], weight: float) -> tuple[Prefix, list[float]]:
+        """Gradients of all rows at the prefix's keys and values, and each prefix's loss; the prefix's own graph stays untouched."""
+        leaves = prefix.detached()
+        totals = torch.zeros(len(prefix.lengths), device=self.base.device)
+        at_once = self.rows_at_once or len(rows)
+        ordered = sorted(rows, key=lambda row: len(row[1].token_ids)) if at_once < len(rows) else rows
+        for start in range(0, len(ordered), at_once):
+            chunk = ordered[start : start + at_once]
+            slots = [slot for slot, _ in chunk]
+            losses = self.objective.losses(self.base, leaves, slots, [example for _, example in chunk]) * weight
+            losses.sum().backward()
+            totals.index_add_(0, torch.tensor(slots, device=self.base.device), losses.detach())
+        return leaves, totals.tolist()

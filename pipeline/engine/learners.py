@@ -29,8 +29,12 @@ class Learner(Protocol):
         """Add to each trial's gradients those of `weight` times the sum of its examples' losses; returns these weighted losses."""
         ...
 
-    def evaluate(self, trials: Sequence[int], examples: Sequence[Example]) -> list[Result]:
-        """The results of these trials on the same examples."""
+    def outputs(self, trials: Sequence[int], examples: Sequence[Example]) -> torch.Tensor:
+        """What `result` needs to know of each example for each of these trials: [E, N, K], float32 on the CPU (see Objective.outputs)."""
+        ...
+
+    def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
+        """The result of one trial, from its outputs [E, K] for all examples of a set."""
         ...
 
 
@@ -76,9 +80,13 @@ class SharedPrefixLearner:
         torch.autograd.backward([out for out, _ in tensors], [grad for _, grad in tensors])
         return dict(zip(trials, losses, strict=True))
 
-    def evaluate(self, trials: Sequence[int], examples: Sequence[Example]) -> list[Result]:
+    def outputs(self, trials: Sequence[int], examples: Sequence[Example]) -> torch.Tensor:
         """See Learner. Each prefix is computed once and serves the whole set."""
-        return self.objective.evaluate(self.base, self.prefix(trials), examples, self.scoring_batch_size)
+        return self.objective.outputs(self.base, self.prefix(trials), examples, self.scoring_batch_size)
+
+    def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
+        """See Learner."""
+        return self.objective.result(outputs, examples)
 
     def prefix(self, trials: Sequence[int]) -> Prefix:
         """The trials' prefixes as they stand, taking no gradient."""

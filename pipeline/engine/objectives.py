@@ -16,11 +16,16 @@ from pipeline.engine.template import Verbalizers
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics by name (more is better, the ones a task can stop on), mean loss per example in nats, and how many rows."""
+    """Metrics by name, mean loss per example in nats, and how many rows. Of the metrics a task can stop on, more is better.
+
+    `trivial_loss` is the loss of the best answer that does not look at the example, where the task has one: a prompt that stays
+    above it has learnt nothing.
+    """
 
     metrics: dict[str, float]
     loss: float
     rows: int
+    trivial_loss: float | None = None
 
 
 class Objective(Protocol):
@@ -30,8 +35,16 @@ class Objective(Protocol):
         """Loss of each example [B], float32, with gradients; example b stands behind prefix `rows[b]`."""
         ...
 
-    def evaluate(self, base: BaseModel, prefix: Prefix, examples: Sequence[Example], batch_size: int) -> list[Result]:
-        """The result of each prefix on all `examples`."""
+    def outputs(self, base: BaseModel, prefix: Prefix, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
+        """What `result` needs to know of each of E examples behind each of the N prefixes: [E, N, K], float32 on the CPU.
+
+        K is the objective's own and the same for any examples; an example's row depends on no other example. So the examples can
+        be shared out among processes and their rows put together again.
+        """
+        ...
+
+    def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
+        """The result of one prefix, from its outputs [E, K] for all examples of a set."""
         ...
 
 
@@ -48,10 +61,10 @@ class Classification:
         scores = label_scores(base, prefix, rows, batch, self.verbalizers, length_normalisation=self.length_normalisation)
         return torch.nn.functional.cross_entropy(scores, batch.labels, reduction="none")
 
-    def evaluate(self, base: BaseModel, prefix: Prefix, examples: Sequence[Example], batch_size: int) -> list[Result]:
-        """Accuracy, macro F1 and the largest share of one predicted label, for each prefix; all prefixes in mixed batches."""
+    def outputs(self, base: BaseModel, prefix: Prefix, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
+        """Log-probabilities of the labels, [E, N, C]; all prefixes in mixed batches."""
         count = len(prefix.lengths)
-        scores = score_examples(
+        return score_examples(
             base=base,
             prefix=prefix,
             examples=[example for example in examples for _ in range(count)],
@@ -60,11 +73,15 @@ class Classification:
             batch_size=batch_size,
             length_normalisation=self.length_normalisation,
         ).view(len(examples), count, -1)
+
+    def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
+        """Accuracy, macro F1 and the largest share of one predicted label; the trivial loss is the entropy of the labels' shares."""
         labels = [example.label for example in examples]
-        results: list[Result] = []
-        for row in range(count):
-            found = classification_result(scores[:, row], labels)
-            share = float(scores[:, row].argmax(-1).bincount(minlength=scores.shape[-1]).max()) / len(labels)
-            metrics = {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "largest_prediction_share": share}
-            results.append(Result(metrics, found.loss, found.rows))
-        return results
+        found = classification_result(outputs, labels)
+        shares = torch.tensor(labels).bincount().double() / len(labels)
+        metrics = {
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "largest_prediction_share": float(outputs.argmax(-1).bincount().max()) / len(labels),
+        }
+        return Result(metrics, found.loss, found.rows, trivial_loss=float(-torch.xlogy(shares, shares).sum()))

@@ -203,7 +203,8 @@ def evaluate(
 ) -> list[Record]:
     """Evaluate the active trials on `validation`, keep the best of each, and end those that stopped improving or are halved away."""
     active = [trial for trial in trials if trial.active]
-    results = learner.evaluate([trial.index for trial in active], validation)
+    outputs = learner.outputs([trial.index for trial in active], validation)
+    results = [learner.result(outputs[:, row], validation) for row in range(len(active))]
     records: list[Record] = []
     for trial, result in zip(active, results, strict=True):
         improved = trial.keep_best(step, result, settings.metric)

@@ -14,7 +14,7 @@ import yaml
 TASK = "tweet_sentiment"
 SHORT: dict[str, dict[str, Any]] = {
     "ingest": {"sample_rows": 2500},
-    "tune": {"maximum_steps": 64, "evaluate_every": 32, "validation_rows": 48, "learning_rate": 0.006},
+    "tune": {"batch_size": 16, "maximum_steps": 64, "evaluate_every": 32, "validation_rows": 48, "learning_rate": 0.006},
     "score": {"hard_prompt_selection_rows": 24},
     "evaluate": {"bootstrap_replicates": 500},
 }

@@ -45,6 +45,16 @@ class TrainingError(PromptmillError):
     """Training diverged or produced a soft prompt that must not be exported."""
 
 
+class CheckpointError(PromptmillError):
+    """A training checkpoint is there but must not be used: altered, of another format, or of another run."""
+
+
+class TrainingInterrupted(PromptmillError):
+    """Training was asked to stop and can be taken up again; the exit code is sysexits' "temporary failure, try again"."""
+
+    exit_code = 75
+
+
 class BundleError(PromptmillError):
     """A tuned prompt bundle is incomplete, altered, or belongs to another base model."""
 

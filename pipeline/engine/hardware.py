@@ -14,9 +14,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(asked: str = "auto") -> torch.device:
-    """`auto` is the first CUDA GPU when there is one, else the CPU; raises BaseModelError for a device that is not there."""
+    """`auto` is a CUDA GPU when there is one, else the CPU; raises BaseModelError for a device that is not there.
+
+    Under `torchrun` or `accelerate launch` it is this process's own GPU: they number the processes of a machine in LOCAL_RANK.
+    """
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")
+        # A launcher may also have left each process only its own GPU to see.
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())
     device = torch.device(asked)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BaseModelError(f"The device {asked!r} was asked for, but torch finds no CUDA GPU. Use `auto` or `cpu`.")

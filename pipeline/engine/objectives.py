@@ -84,4 +84,6 @@ class Classification:
             "macro_f1": found.macro_f1,
             "largest_prediction_share": float(outputs.argmax(-1).bincount().max()) / len(labels),
         }
-        return Result(metrics, found.loss, found.rows, trivial_loss=float(-torch.xlogy(shares, shares).sum()))
+        # With a single label there is nothing to tell apart, and no trivial answer to be better than.
+        entropy = float(-torch.xlogy(shares, shares).sum())
+        return Result(metrics, found.loss, found.rows, trivial_loss=entropy or None)

@@ -35,9 +35,14 @@ def make_optimiser(settings: OptimiserSettings, parameters: Iterable[torch.nn.Pa
     )
 
 
+def warmup_steps(settings: OptimiserSettings) -> int:
+    """How many steps the learning rate takes to its peak."""
+    return math.ceil(settings.warmup_ratio * settings.maximum_steps)
+
+
 def learning_rate_at(step: int, settings: OptimiserSettings) -> float:
     """Learning rate of a step (0-based): linear warm-up to the peak, then the schedule down to 0 at `maximum_steps`."""
-    warmup = math.ceil(settings.warmup_ratio * settings.maximum_steps)
+    warmup = warmup_steps(settings)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     if settings.schedule == "constant":

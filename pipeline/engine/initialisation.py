@@ -14,10 +14,10 @@ import torch
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.shared_prefix import encode_prefixes
-from pipeline.engine.soft_prompt import SoftPrompt
+from pipeline.engine.soft_prompt import SoftPrompt, flatten_key_values
 from pipeline.errors import TemplateError
 
-# Lester et al. (2021), section 3.2: uniform in [-0.5, 0.5], and a sample of the 5,000 commonest tokens.
+# Lester et al. (2021), section 3.2: uniform in [-0.5, 0.5), and a sample of the 5,000 commonest tokens.
 UNIFORM_RANGE = 0.5
 COMMONEST_TOKENS = 5000
 
@@ -59,9 +59,10 @@ def initial_embeddings(
         # Lester et al.: the embeddings of the labels' tokens, averaged over the tokens of one label.
         rows = torch.stack([embed(base, ids).mean(0) for ids in verbalizers]) if verbalizers else torch.empty(0)
         return rows[_tiled(list(range(len(rows))), count, "the label set")]
+    # Without replacement while there are tokens left, as in Lester et al.'s code: two equal virtual tokens would learn the same.
     commonest = [token for token, _ in Counter(token for ids in corpus for token in ids).most_common(COMMONEST_TOKENS)]
-    drawn = torch.randint(0, max(1, len(commonest)), (count,), generator=generator).tolist()
-    return embed(base, [_tiled(commonest, len(commonest), "the training texts")[index] for index in drawn])
+    drawn = [commonest[index] for index in torch.randperm(len(commonest), generator=generator).tolist()]
+    return embed(base, _tiled(drawn, count, "the training texts"))
 
 
 def key_values_of(base: BaseModel, embeddings: torch.Tensor) -> torch.Tensor:
@@ -71,8 +72,7 @@ def key_values_of(base: BaseModel, embeddings: torch.Tensor) -> torch.Tensor:
     """
     with torch.no_grad():
         prefix = encode_prefixes(base, [SoftPrompt(embeddings.to(base.device))], ())
-    flat = torch.stack([tensor[0] for tensor in prefix.tensors()])  # [2 x layers, heads, P, d]
-    return flat.permute(2, 0, 1, 3).reshape(embeddings.shape[0], -1).float()
+    return flatten_key_values(prefix.layers)
 
 
 def embed(base: BaseModel, token_ids: Sequence[int]) -> torch.Tensor:

@@ -10,8 +10,10 @@ import torch
 
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
+from pipeline.engine.prefix_cache import Prefix
 from pipeline.engine.scoring import score_examples
-from pipeline.engine.soft_prompt import load_soft_prompt, tensor_sha256
+from pipeline.engine.shared_prefix import encode_prefixes
+from pipeline.engine.soft_prompt import SoftPrompt, load_soft_prompt, tensor_sha256
 from pipeline.engine.template import Template, Verbalizers, compile_template, compile_verbalizers
 from pipeline.errors import BundleError
 
@@ -19,15 +21,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# What says where a base model lies, beside its id.
+SOURCES = {"package_gguf": ("package", "path"), "gguf": ("path",), "directory": ("path",), "hub": ("revision",)}
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """A tuned prompt on its base model."""
+    """A tuned prompt on its base model. `prefix` is what both compute before any row is seen, once for all predictions."""
 
     base: BaseModel
-    soft_prompt: torch.Tensor
+    soft_prompt: SoftPrompt
+    prefix: Prefix
     template: Template
     verbalizers: Verbalizers
+    length_normalisation: bool
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -41,14 +48,13 @@ class Predictor:
 
     def predict(self, rows: Sequence[Mapping[str, str]], *, batch_size: int = 64) -> "NDArray[np.float32]":
         """Label probabilities [N, C], each row summing to 1; raises TemplateError naming a row that lacks a field."""
-        examples = [Example(ids, -1) for ids in self.template.encode(rows)]
         scores = score_examples(
             base=self.base,
-            soft_prompt=self.soft_prompt,
-            head=self.template.head,
-            examples=examples,
+            prefix=self.prefix,
+            examples=[Example(ids, -1) for ids in self.template.encode(rows)],
             verbalizers=self.verbalizers,
             batch_size=batch_size,
+            length_normalisation=self.length_normalisation,
         )
         return scores.exp().numpy()
 
@@ -57,28 +63,62 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
     """Load a verified bundle and the base model its manifest names (or use `base`, already loaded).
 
     Raises BundleError when the base model's weights or tokenizer are not those the prompt was tuned on (an adapter would load
-    silently onto any model of the same width), or when the soft prompt's values are not those the manifest records.
+    silently onto any model of the same width), when the soft prompt does not fit it or its values are not those the manifest
+    records, and when a file of the bundle does not have the expected keys.
     """
-    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest = _read(bundle / "manifest.json", {"base_model": dict, "soft_prompt": dict})
     wanted: Mapping[str, Any] = manifest["base_model"]
     if base is None:
-        base = load_base_model(source=wanted["source"], dtype="auto", attention="auto", device=device)
+        base = load_base_model(source=_source(bundle, wanted.get("source")), dtype="auto", attention="auto", device=device)
     for part in ("weights_sha256", "tokenizer_sha256"):
         found = getattr(base, part)
-        if found != wanted[part]:
+        if found != wanted.get(part):
             raise BundleError(
-                f"{bundle} was tuned on {wanted['id']} with {part} {wanted[part]}, the model found has {found}. Install the recorded base model or tune again."
+                f"{bundle} was tuned on {wanted.get('id')} with {part} {wanted.get(part)}, the model found has {found}. "
+                "Install the recorded base model or tune again."
             )
     soft_prompt = load_soft_prompt(bundle, base)
-    if tensor_sha256(soft_prompt) != manifest["soft_prompt"]["sha256"]:
+    if tensor_sha256(soft_prompt.values) != manifest["soft_prompt"].get("sha256"):
         raise BundleError(f"{bundle}: the soft prompt's values do not have the sha256 its manifest records. Fetch the bundle again.")
-    template = json.loads((bundle / "template.json").read_text(encoding="utf-8"))
-    verbalizers = json.loads((bundle / "verbalizers.json").read_text(encoding="utf-8"))
+    text = _read(bundle / "template.json", {"template": str, "maximum_field_tokens": int})
+    words = _read(bundle / "verbalizers.json", {})
+    template = compile_template(tokenizer=base.tokenizer, template=text["template"], maximum_field_tokens=text["maximum_field_tokens"])
+    with torch.no_grad():
+        prefix = encode_prefixes(base, [soft_prompt], template.head)
     return Predictor(
         base=base,
         soft_prompt=soft_prompt,
-        template=compile_template(
-            tokenizer=base.tokenizer, template=template["template"], maximum_field_tokens=template["maximum_field_tokens"]
-        ),
-        verbalizers=compile_verbalizers(tokenizer=base.tokenizer, verbalizers=verbalizers),
+        prefix=prefix,
+        template=template,
+        verbalizers=compile_verbalizers(tokenizer=base.tokenizer, verbalizers=words),
+        length_normalisation=bool(text.get("length_normalisation", False)),
     )
+
+
+def _read(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """The JSON object of a bundle's file, in which these keys have these types; without `types` every value is a string."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}. Fetch the bundle again.") from error
+    if not isinstance(found, dict) or not found:
+        raise BundleError(f"{path} holds {found!r:.80}, expected an object. Fetch the bundle again.")
+    for key, wanted in types.items() or ((key, str) for key in found):
+        if not isinstance(found.get(key), wanted):
+            raise BundleError(
+                f"{path}: {key} is {found.get(key)!r:.80}, expected a value of type {wanted.__name__}. Fetch the bundle again."
+            )
+    return found
+
+
+def _source(bundle: Path, source: Any) -> Mapping[str, Any]:
+    """Where the manifest says that the base model lies; nothing but names of known kinds of places, since somebody else may have written it."""
+    keys = SOURCES.get(str(source.get("kind")), ()) if isinstance(source, dict) else ()
+    if not keys or not all(isinstance(source.get(key), str) for key in ("id", *keys)):
+        raise BundleError(f"{bundle}: the manifest's base_model.source is {source!r:.200}, expected id and the keys of one of {SOURCES}.")
+    # Looking for a package inside another one would import the outer one.
+    if not source.get("package", "package").isidentifier():
+        raise BundleError(
+            f"{bundle}: the manifest looks for the base model in the package {source['package']!r:.80}, expected a plain name."
+        )
+    return source

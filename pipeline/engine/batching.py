@@ -26,12 +26,13 @@ class Example:
 class Batch:
     """Padded examples followed, in the same row, by the verbalizers' inner tokens as branches.
 
-    input_ids [B, T+E], positions [B, T+E] counted from the end of the shared prefix, visible [B, T+E, T+E] (which token sees
-    which), label_positions [B, 1+E] (the token that predicts the first verbalizer token, then the branches), labels [B].
+    input_ids [B, T+E], real [B, T+E] (what is no padding), positions [B, T+E] counted from the end of the shared prefix,
+    visible [B, T+E, T+E] (which token sees which), label_positions [B, 1+E] (the token that predicts the first verbalizer token, then the branches), labels [B].
     E is 0 when every verbalizer is one token.
     """
 
     input_ids: torch.Tensor
+    real: torch.Tensor
     positions: torch.Tensor
     visible: torch.Tensor
     label_positions: torch.Tensor
@@ -50,6 +51,7 @@ def collate(examples: Sequence[Example], verbalizers: Verbalizers, device: torch
     for row, example in enumerate(examples):
         input_ids[row, : len(example.token_ids)] = torch.tensor(example.token_ids)
     positions = torch.arange(total).repeat(count, 1)
+    real = (positions < lengths[:, None]) | (positions >= width)
     visible = torch.ones(total, total, dtype=torch.bool).tril().repeat(count, 1, 1)
     visible[:, :, width:] = False
     column = width
@@ -64,7 +66,7 @@ def collate(examples: Sequence[Example], verbalizers: Verbalizers, device: torch
         column += len(ids)
     label_positions = torch.cat([lengths[:, None] - 1, torch.arange(width, total).repeat(count, 1)], dim=1)
     labels = torch.tensor([example.label for example in examples])
-    return Batch(*(tensor.to(device) for tensor in (input_ids, positions, visible, label_positions, labels)))
+    return Batch(*(tensor.to(device) for tensor in (input_ids, real, positions, visible, label_positions, labels)))
 
 
 def training_order(examples: Sequence[Example], *, batch_size: int, seed: int) -> Iterator[list[Example]]:

@@ -3,8 +3,9 @@
 `SharedPrefixLearner` is the fast one, for decoder-only base models.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol, TypeVar
 
 import torch
 
@@ -15,6 +16,9 @@ from pipeline.engine.objectives import Objective, Result
 from pipeline.engine.prefix_cache import Prefix
 from pipeline.engine.shared_prefix import encode_prefixes
 from pipeline.engine.soft_prompt import SoftPrompt
+
+Packing = Literal["auto", "on", "off"]
+Outcome = TypeVar("Outcome")
 
 
 class Learner(Protocol):
@@ -42,8 +46,14 @@ class SharedPrefixLearner:
     """Trials in one batch over the shared-prefix pass.
 
     The base model is frozen, so the trials' prefixes are rows of one batch and each example is told which row it stands behind:
-    the losses are summed and the gradients are independent. When a batch does not fit into GPU memory, fewer rows are run at once
-    and their gradients added up, which leaves the optimisation step as it is.
+    the losses are summed and the gradients are independent.
+
+    Memory never changes the optimiser's batch. All rows of a step are tried at once (or `rows_at_once`), and each time the GPU runs
+    out of memory that number is halved, for good: the step's gradients are then the sum over several passes, the same up to rounding.
+    So the largest part of a batch that fits is found by trying, once in a run. Evaluation halves `scoring_batch_size` in the same way.
+
+    `packing` says how the examples of a pass are laid out: `on` end to end in one row (see packing.py), `off` padded, `auto` packed only
+    with the FlexAttention kernel, which skips what the mask hides.
     """
 
     def __init__(
@@ -55,34 +65,34 @@ class SharedPrefixLearner:
         modules: Sequence[TunedModule],
         rows_at_once: int | None = None,
         scoring_batch_size: int = 64,
+        packing: Packing = "auto",
     ) -> None:
         self.base, self.head, self.objective = base, head, objective
         self.modules: Sequence[TunedModule] = modules
         self.rows_at_once = rows_at_once
         self.scoring_batch_size = scoring_batch_size
+        self.packing: Packing = packing
 
     def backward(self, batches: Mapping[int, Sequence[Example]], weight: float) -> dict[int, float]:
-        """See Learner. All trials' examples are sorted by length together, so that a chunk of rows has little padding."""
+        """See Learner. Rows run in chunks are sorted by length, all trials together, so that a chunk has little padding."""
         trials = sorted(batches)
-        prefix = encode_prefixes(self.base, [self.modules[trial]() for trial in trials], self.head)
+        prefix = self._encode([self.modules[trial]() for trial in trials])
         rows = [(slot, example) for slot, trial in enumerate(trials) for example in batches[trial]]
-        while True:
-            try:
-                leaves, losses = self._accumulate(prefix, rows, weight)
-                break
-            except torch.cuda.OutOfMemoryError:
-                at_once = min(self.rows_at_once or len(rows), len(rows))
-                if at_once == 1:
-                    raise
-                self.rows_at_once = at_once // 2
-                torch.cuda.empty_cache()
+        at_once = min(self.rows_at_once or len(rows), len(rows))
+        (leaves, losses), fitted = halving(lambda count: self._accumulate(prefix, rows, weight, count), at_once)
+        if fitted < at_once:
+            self.rows_at_once = fitted
         tensors = [(out, leaf.grad) for out, leaf in zip(prefix.tensors(), leaves.tensors(), strict=True) if leaf.grad is not None]
         torch.autograd.backward([out for out, _ in tensors], [grad for _, grad in tensors])
         return dict(zip(trials, losses, strict=True))
 
     def outputs(self, trials: Sequence[int], examples: Sequence[Example]) -> torch.Tensor:
         """See Learner. Each prefix is computed once and serves the whole set."""
-        return self.objective.outputs(self.base, self.prefix(trials), examples, self.scoring_batch_size)
+        prefix = self.prefix(trials)
+        outputs, self.scoring_batch_size = halving(
+            lambda count: self.objective.outputs(self.base, prefix, examples, count), self.scoring_batch_size
+        )
+        return outputs
 
     def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
         """See Learner."""
@@ -91,18 +101,22 @@ class SharedPrefixLearner:
     def prefix(self, trials: Sequence[int]) -> Prefix:
         """The trials' prefixes as they stand, taking no gradient."""
         with torch.no_grad():
-            return encode_prefixes(self.base, [self.soft_prompt(trial) for trial in trials], self.head)
+            return self._encode([self.soft_prompt(trial) for trial in trials])
 
     def soft_prompt(self, trial: int) -> SoftPrompt:
         """A copy of what this trial has learnt."""
         return self.modules[trial]().detached()
 
-    def _accumulate(self, prefix: Prefix, rows: list[tuple[int, Example]], weight: float) -> tuple[Prefix, list[float]]:
+    def _encode(self, soft_prompts: list[SoftPrompt]) -> Prefix:
+        prefix = encode_prefixes(self.base, soft_prompts, self.head)
+        return prefix if self.packing == "auto" else replace(prefix, packed=self.packing == "on")
+
+    def _accumulate(self, prefix: Prefix, rows: list[tuple[int, Example]], weight: float, at_once: int) -> tuple[Prefix, list[float]]:
         """Gradients of all rows at the prefix's keys and values, and each prefix's loss; the prefix's own graph stays untouched."""
         leaves = prefix.detached()
         totals = torch.zeros(len(prefix.lengths), device=self.base.device)
-        at_once = self.rows_at_once or len(rows)
-        ordered = sorted(rows, key=lambda row: len(row[1].token_ids)) if at_once < len(rows) else rows
+        by_length = at_once < len(rows) and not prefix.packed
+        ordered = sorted(rows, key=lambda row: len(row[1].token_ids)) if by_length else rows
         for start in range(0, len(ordered), at_once):
             chunk = ordered[start : start + at_once]
             slots = [slot for slot, _ in chunk]
@@ -110,3 +124,19 @@ class SharedPrefixLearner:
             losses.sum().backward()
             totals.index_add_(0, torch.tensor(slots, device=self.base.device), losses.detach())
         return leaves, totals.tolist()
+
+
+def halving(run: Callable[[int], Outcome], at_once: int) -> tuple[Outcome, int]:
+    """`run(at_once)`, with half as many rows after each CUDA out-of-memory error; returns how many fitted as well.
+
+    Raises torch.cuda.OutOfMemoryError when a single row does not fit.
+    """
+    while True:
+        try:
+            return run(at_once), at_once
+        except torch.cuda.OutOfMemoryError:
+            if at_once == 1:
+                raise
+        # Behind the handler: while it lasts, the error's traceback holds the tensors of the pass that failed.
+        at_once //= 2
+        torch.cuda.empty_cache()

@@ -49,7 +49,7 @@ def figures(params: TaskParams, made: Layout) -> dict[str, Any]:
     """What the outputs in `made`, a run of `params`, say."""
     metrics, manifest = read_json(made.path("metrics")), verify_bundle(made.path("bundle"))
     return {
-        "seed": params.tune.seed,
+        "seed": manifest["training"]["seed"],
         "maximum_steps": params.tune.maximum_steps,
         "best_step": manifest["training"]["best_step"],
         "accuracy": {name: variant["accuracy"]["value"] for name, variant in metrics["variants"].items()},
@@ -98,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     root = find_root(Path.cwd())
     params = load_task(root / "params.yaml", TASK)
-    plans = [changed(params, seed=seed) for seed in options.more_seeds]
+    plans = [changed(params, trials=params.tune.trials.model_copy(update={"seeds": [seed]})) for seed in options.more_seeds]
     if options.long_steps:
         plans.append(
             changed(

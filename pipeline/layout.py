@@ -97,11 +97,13 @@ class Paths:
     """The declared files of one side of a stage, as attributes: `inputs.train`, `outputs.bundle`.
 
     Asking for a name the stage did not declare raises AttributeError, so a stage cannot read or write
-    anything that dvc.yaml does not know.
+    anything that dvc.yaml does not know. `scratch` is a folder for what a stage keeps between two attempts, such as a
+    checkpoint: no other stage reads it, and a stage that ended well leaves nothing in it.
     """
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, Path], scratch: Path) -> None:
         self._files = dict(files)
+        self.scratch = scratch
 
     def __getattr__(self, name: str) -> Path:
         try:
@@ -127,11 +129,14 @@ class Layout:
 
     def inputs(self, stage: Stage) -> Paths:
         """The files `stage` may read."""
-        return Paths({name: self.path(name) for name in stage.inputs})
+        return Paths({name: self.path(name) for name in stage.inputs}, self._scratch(stage))
 
     def outputs(self, stage: Stage) -> Paths:
         """The files `stage` must write."""
-        return Paths({name: self.path(name) for name in stage.outputs})
+        return Paths({name: self.path(name) for name in stage.outputs}, self._scratch(stage))
+
+    def _scratch(self, stage: Stage) -> Path:
+        return self.root / ".promptmill" / "scratch" / self.task / stage.name
 
 
 def find_root(start: Path) -> Path:

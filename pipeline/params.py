@@ -119,11 +119,13 @@ class PromptParams(Section):
     """How an example is shown to the base model.
 
     `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
-    including its leading space. `hard_prompts`: candidate instructions; the best one on validation is the baseline.
+    including its leading space; with `length_normalisation` the score of one that is several tokens long is their mean
+    log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline.
     """
 
     template: str
     verbalizers: Annotated[dict[str, str], Field(min_length=2)]
+    length_normalisation: bool
     hard_prompts: Annotated[list[str], Field(min_length=1)]
     maximum_field_tokens: PositiveInt
 
@@ -178,24 +180,114 @@ class BaseModelParams(Section):
 # --- tune -------------------------------------------------------------------------------------------------------------
 
 
-class TuneParams(Section):
-    """Training of the soft prompt [P, H]. `evaluate_every` and `early_stopping_patience` count steps and evaluations."""
+class PromptTuning(Section):
+    """Virtual tokens [P, H] in front of the input (Lester et al. 2021)."""
 
-    method: Literal["prompt_tuning"]
+    kind: Literal["prompt_tuning"]
+
+
+class ResidualPromptTuning(Section):
+    """Virtual tokens plus what a shared bottleneck network makes of them (Razdaibiedina et al. 2023)."""
+
+    kind: Literal["residual_prompt_tuning"]
+    bottleneck: PositiveInt = 128
+
+
+class PTuning(Section):
+    """Virtual tokens computed by an encoder (Liu et al. 2021); `encoder_hidden_size` null is the base model's."""
+
+    kind: Literal["p_tuning"]
+    encoder: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: PositiveInt | None = None
+
+
+class MultitaskPromptTuning(Section):
+    """Virtual tokens times a low-rank matrix (Wang et al. 2023), for one task."""
+
+    kind: Literal["multitask_prompt_tuning"]
+    ranks: PositiveInt = 1
+
+
+class PrefixTuning(Section):
+    """Keys and values in front of every layer (Li and Liang 2021); with `projection` computed by a network."""
+
+    kind: Literal["prefix_tuning"]
+    projection: bool = False
+    encoder_hidden_size: PositiveInt | None = None
+
+
+class TextInit(Section):
+    """Start from the embeddings of a text, repeated or cut to the number of virtual tokens."""
+
+    kind: Literal["text"]
+    text: Annotated[str, Field(min_length=1)]
+
+
+class PlainInit(Section):
+    """Start from the verbalizers, from a sample of the 5,000 commonest tokens of the training texts, or from uniform noise."""
+
+    kind: Literal["class_labels", "sample_vocabulary", "random_uniform"]
+
+
+class TunedPromptInit(Section):
+    """Start from another tuned prompt: `path` is its bundle, `sha256` its soft prompt's (in its manifest), so that DVC notices a change."""
+
+    kind: Literal["tuned_prompt"]
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+Method = Annotated[PromptTuning | ResidualPromptTuning | PTuning | MultitaskPromptTuning | PrefixTuning, Field(discriminator="kind")]
+Init = Annotated[TextInit | PlainInit | TunedPromptInit, Field(discriminator="kind")]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class TrialsParams(Section):
+    """Trials that share one batch: every seed with every learning rate, init and length. An empty list means the one value of `tune`.
+
+    With `halving`, the worse half of the trials is given up at each evaluation.
+    """
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    learning_rates: list[PositiveFloat] = []
+    inits: list[Init] = []
+    num_virtual_tokens: list[PositiveInt] = []
+    halving: bool = False
+
+    @field_validator("seeds", "learning_rates", "inits", "num_virtual_tokens")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        if any(value in values[:index] for index, value in enumerate(values)):
+            raise ValueError(f"a value is listed twice: {values}; two equal trials would learn the same")
+        return values
+
+
+class TuneParams(Section):
+    """Training of the soft prompt. `evaluate_every` and `early_stopping_patience` count steps and evaluations.
+
+    `rows_at_once`: how many examples one pass holds; null tries the whole batch and halves it when a GPU has no room. The optimiser's
+    batch stays `batch_size`. `checkpoint_every` counts steps.
+    """
+
+    method: Method
     num_virtual_tokens: PositiveInt
-    init_text: Annotated[str, Field(min_length=1)]
-    learning_rate: Annotated[float, Field(gt=0.0)]
+    init: Init
+    optimizer: Literal["adamw", "adafactor"]
+    learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0.0)]
     warmup_ratio: Fraction
     schedule: Literal["cosine", "linear", "constant"]
-    maximum_gradient_norm: Annotated[float, Field(gt=0.0)]
+    maximum_gradient_norm: PositiveFloat
     batch_size: PositiveInt
+    rows_at_once: PositiveInt | None
     maximum_steps: PositiveInt
     evaluate_every: PositiveInt
     early_stopping_patience: PositiveInt
+    checkpoint_every: PositiveInt
+    on_problem: Literal["warn", "fail"]
     validation_rows: PositiveInt
     metric: Literal["accuracy", "macro_f1"]
-    seed: Seed
+    trials: TrialsParams
 
 
 class ScoreParams(Section):

@@ -12,6 +12,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import ParamsError
 
+# Keys of mappings that come in several kinds, and of lists of such mappings.
+WITH_KINDS = frozenset({"source", "init", "method"})
+LISTS_WITH_KINDS = frozenset({"inits"})
+
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping that a YAML 1.2 file holds; raises ParamsError naming the line when it is not one."""
@@ -62,10 +66,11 @@ def describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapp
 
 
 def _location(detail: Any) -> tuple[str, ...]:
-    """The keys that lead to the value, without the marks pydantic adds for the chosen `kind` of a source and for a key."""
+    """The keys that lead to the value, without the marks pydantic adds for the chosen `kind` of a mapping and for a key."""
     location = tuple(str(part) for part in detail["loc"])
-    kinds = ("package_file", "file", "package_gguf", "directory", "hub")
-    plain = tuple(part for above, part in zip(("", *location), location, strict=False) if not (above == "source" and part in kinds))
+    # Right after the key of a mapping that has kinds, or after an item of a list of them, stands the kind.
+    before = (("", ""), *zip(("", *location), location, strict=False))
+    plain = tuple(part for (above, key), part in zip(before, location, strict=False) if not (key in WITH_KINDS or above in LISTS_WITH_KINDS))
     if detail["type"].startswith("union_tag"):
         return (*plain, "kind")
     return plain[:-1] if plain[-1:] == ("[key]",) else plain

@@ -154,15 +154,17 @@ def metric_figures(metrics: Mapping[str, Any], fairness: Mapping[str, Any]) -> d
 
 
 def training_curve(log: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
-    """(metric, value, step) of every number that train_log.jsonl holds at a step."""
+    """(metric, value, step) of every number that train_log.jsonl holds at a step; with several trials each has a folder of its own."""
     prefixes = {"step": "train", "evaluation": "validation"}
+    several = len({event.get("trial") for event in log}) > 1
     points: list[tuple[str, float, int]] = []
     for event in log:
         prefix = prefixes.get(event.get("event", ""))
         if prefix is None:
             continue
+        prefix += f"/trial {event['trial']}" if several else ""
         for name, value in event.items():
-            if name not in ("event", "step", "rows", "best") and isinstance(value, int | float):
+            if name not in ("event", "step", "trial", "rows", "best") and isinstance(value, int | float):
                 points.append((f"{prefix}/{segment(name)}", float(value), int(event["step"])))
     return points
 

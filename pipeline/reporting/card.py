@@ -20,7 +20,6 @@ from pipeline.reporting.formats import (
     Check,
     Data,
     Estimate,
-    Evaluation,
     Fairness,
     Gate,
     Ingest,
@@ -28,7 +27,7 @@ from pipeline.reporting.formats import (
     Metrics,
     Score,
     Split,
-    Step,
+    TrainLog,
     VariantMetrics,
 )
 
@@ -55,8 +54,7 @@ class CardInputs:
     split: Split
     manifest: Manifest
     manifest_sha256: str
-    steps: Sequence[Step]
-    evaluations: Sequence[Evaluation]
+    train_log: TrainLog
     predictions: "pd.DataFrame"
     score: Score
     metrics: Metrics
@@ -119,7 +117,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         ],
         "matrix": confusion_rows(tuned.confusion_matrix),
         "curve": _curve(inputs),
-        "window": smoothing_window(inputs.steps),
+        "window": smoothing_window(inputs.train_log.steps),
         "metric_name": METRIC_NAMES[inputs.manifest.training.metric],
         "attributes": [_attribute_view(name, record, inputs.gate.checks) for name, record in inputs.fairness.attributes.items()],
         "examples": (("Right", right), ("Wrong", wrong)),
@@ -281,7 +279,7 @@ def _variant_bar(label: str, record: VariantMetrics, key: str) -> Bar:
 
 def _curve(inputs: CardInputs) -> Curve | None:
     training = inputs.manifest.training
-    return training_curve(inputs.steps, inputs.evaluations, training.metric, training.best_step)
+    return training_curve(inputs.train_log.steps, inputs.train_log.evaluations, training.metric, training.best_step)
 
 
 def _attribute_view(name: str, record: Attribute, checks: Sequence[Check]) -> AttributeView:

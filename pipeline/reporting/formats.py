@@ -5,6 +5,7 @@ StageInputError that names the file and the dotted key, so that a card is never 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -256,21 +257,41 @@ class Score(Record):
 
 
 class Step(Record):
-    """One optimiser step of the training log."""
+    """One optimiser step of one trial in the training log."""
 
+    trial: int
     step: int
     loss: float
 
 
 class Evaluation(Record):
-    """One evaluation on validation rows of the training log."""
+    """One evaluation of one trial on validation rows in the training log."""
 
+    trial: int
     step: int
     accuracy: float
     macro_f1: float
     loss: float
     rows: int
     best: bool
+
+
+class Problem(Record):
+    """Trouble that was noticed during training, and what to change."""
+
+    trial: int
+    step: int
+    kind: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """The exported trial's steps and evaluations, and the problems of all trials."""
+
+    steps: Sequence[Step]
+    evaluations: Sequence[Evaluation]
+    problems: Sequence[Problem]
 
 
 class SoftPrompt(Record):
@@ -293,8 +314,26 @@ class BaseModelIdentity(Record):
     attention: str
 
 
+class TrialOutcome(Record):
+    """What became of one trial; `best_metric` is null when it was never evaluated, `ended` is empty when it ran to the end."""
+
+    configuration: str
+    seed: int
+    best_step: int
+    best_metric: float | None
+    ended: str
+
+
+class Spread(Record):
+    """Mean and standard deviation (n - 1) of the best metric over the seeds of one configuration; null for a single seed."""
+
+    mean: float
+    standard_deviation: float | None
+    trials: int
+
+
 class Training(Record):
-    """How the soft prompt was trained."""
+    """How the soft prompt was trained; `trial` is the one that was exported."""
 
     method: str
     seed: int
@@ -302,6 +341,9 @@ class Training(Record):
     best_step: int | None
     best_metric: float | None
     metric: Literal["accuracy", "macro_f1"]
+    trial: int
+    trials: list[TrialOutcome]
+    configurations: dict[str, Spread]
 
 
 class TrainingData(Record):
@@ -354,10 +396,11 @@ def parse(model: type[RecordT], record: Mapping[str, Any], where: Path | str) ->
     )
 
 
-def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str) -> tuple[list[Step], list[Evaluation]]:
-    """The optimiser steps and the evaluations of a training log; raises StageInputError naming the line."""
+def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str, trial: int) -> TrainLog:
+    """The steps and evaluations of `trial`, and all problems, of a training log; raises StageInputError naming the line."""
     steps: list[Step] = []
     evaluations: list[Evaluation] = []
+    problems: list[Problem] = []
     for number, record in enumerate(records, 1):
         line = f"{where}, line {number}"
         event = record.get("event")
@@ -365,9 +408,13 @@ def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str) -> 
             steps.append(parse(Step, record, line))
         elif event == "evaluation":
             evaluations.append(parse(Evaluation, record, line))
+        elif event == "problem":
+            problems.append(parse(Problem, record, line))
         else:
-            raise StageInputError(f"{line}: 'event' is {event!r}, expected 'step' or 'evaluation'. Run the tune stage again: `dvc repro`.")
-    return steps, evaluations
+            raise StageInputError(
+                f"{line}: 'event' is {event!r}, expected 'step', 'evaluation' or 'problem'. Run the tune stage again: `dvc repro`."
+            )
+    return TrainLog([one for one in steps if one.trial == trial], [one for one in evaluations if one.trial == trial], problems)
 
 
 def check_gate(gate: Gate, where: Path | str) -> None:

@@ -44,7 +44,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
 
 def _read(params: TaskParams, inputs: Paths) -> CardInputs:
     metrics = _typed(Metrics, inputs, "metrics")
-    steps, evaluations = parse_train_log(read_jsonl(inputs.train_log), inputs.train_log)
+    manifest = parse(Manifest, read_json(inputs.bundle / MANIFEST_FILE), inputs.bundle / MANIFEST_FILE)
     columns = ["row_id", "variant", "text", "label", "prediction", *(f"p.{label}" for label in metrics.labels)]
     return CardInputs(
         title=params.report.title,
@@ -55,10 +55,9 @@ def _read(params: TaskParams, inputs: Paths) -> CardInputs:
         ingest=_typed(Ingest, inputs, "ingest_report"),
         data=_typed(Data, inputs, "data_report"),
         split=_typed(Split, inputs, "split_report"),
-        manifest=parse(Manifest, read_json(inputs.bundle / MANIFEST_FILE), inputs.bundle / MANIFEST_FILE),
+        manifest=manifest,
         manifest_sha256=manifest_sha256(inputs.bundle),
-        steps=steps,
-        evaluations=evaluations,
+        train_log=parse_train_log(read_jsonl(inputs.train_log), inputs.train_log, manifest.training.trial),
         predictions=read_parquet(inputs.predictions, columns),
         score=_typed(Score, inputs, "score_report"),
         metrics=metrics,

@@ -9,34 +9,32 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.engine.base_model import BaseModel, load_base_model
-from pipeline.engine.batching import Example
+from pipeline.engine.base_model import BaseModel
 from pipeline.engine.predicting import load_predictor
 from pipeline.engine.scoring import classification_result, score_examples
-from pipeline.engine.template import Template, Verbalizers, compile_template
+from pipeline.engine.shared_prefix import encode_prefixes
+from pipeline.engine.template import Verbalizers
+from pipeline.examples import labelled_examples, task_base_model, task_template, unlabelled_examples
 from pipeline.layout import Paths
 from pipeline.manifest import verify_bundle
 from pipeline.params import TaskParams
-from pipeline.progress import Progress, announce
+from pipeline.progress import Progress
 from pipeline.records import read_parquet, write_json, write_parquet
-from pipeline.stages.tune import labelled_examples, rows_of
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Choose the best hard prompt on `validation`, score `test` with every variant, write `predictions` and `score_report`."""
     verify_bundle(inputs.bundle)
     test = read_parquet(inputs.test, ["row_id", "label", *params.ingest.columns.fields])
-    selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation)))
-    base = load_base_model(
-        source=params.base_model.source.model_dump(), dtype=params.base_model.dtype, attention=params.base_model.attention, say=announce
-    )
+    selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation, ["row_id"])))
+    base = task_base_model(params)
     predictor = load_predictor(inputs.bundle, base=base)
     with Progress("score", selection * len(params.prompt.hard_prompts) + 2 * len(test), "row") as progress:
         candidates = _compare_hard_prompts(params, inputs.validation, base, predictor.verbalizers, selection, progress)
         best = max(candidates, key=lambda candidate: candidate["accuracy"])
         variants = {
             "tuned": (predictor.soft_prompt, predictor.template),
-            "hard_prompt": (None, _compile(params, base, best["template"])),
+            "hard_prompt": (None, task_template(params, base, best["template"])),
         }
         frames: list[pd.DataFrame] = []
         seconds: dict[str, float] = {}
@@ -44,11 +42,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             started = time.perf_counter()
             scores = score_examples(
                 base=base,
-                soft_prompt=soft_prompt,
-                head=template.head,
-                examples=[Example(ids, -1) for ids in template.encode(rows_of(test, template))],
+                prefix=encode_prefixes(base, [soft_prompt], template.head),
+                examples=unlabelled_examples(test, template),
                 verbalizers=predictor.verbalizers,
                 batch_size=params.score.batch_size,
+                length_normalisation=params.prompt.length_normalisation,
                 advance=progress.advance,
             )
             seconds[name] = (time.perf_counter() - started) / len(test)
@@ -73,24 +71,20 @@ def _compare_hard_prompts(
     """Accuracy of each candidate hard prompt on a sample of `rows` validation rows: the test split chooses nothing."""
     compared: list[dict[str, Any]] = []
     for text in params.prompt.hard_prompts:
-        template = _compile(params, base, text)
+        template = task_template(params, base, text)
         examples = labelled_examples(validation, template, params, at_most=rows)
         scores = score_examples(
             base=base,
-            soft_prompt=None,
-            head=template.head,
+            prefix=encode_prefixes(base, [None], template.head),
             examples=examples,
             verbalizers=verbalizers,
             batch_size=params.score.batch_size,
+            length_normalisation=params.prompt.length_normalisation,
             advance=progress.advance,
         )
         result = classification_result(scores, [example.label for example in examples])
         compared.append({"template": text, "accuracy": result.accuracy, "rows": result.rows})
     return compared
-
-
-def _compile(params: TaskParams, base: BaseModel, template: str) -> Template:
-    return compile_template(tokenizer=base.tokenizer, template=template, maximum_field_tokens=params.prompt.maximum_field_tokens)
 
 
 def _majority_class(train: Path, params: TaskParams) -> tuple[str, NDArray[np.float64]]:

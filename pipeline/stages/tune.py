@@ -1,104 +1,110 @@
 """tune: train the soft prompt and write the tuned prompt bundle."""
 
+import itertools
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from pipeline.engine.base_model import BaseModel, load_base_model
+from pipeline import engine
+from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example
+from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.hardware import describe_hardware
-from pipeline.engine.shared_prefix import check_agreement
-from pipeline.engine.soft_prompt import initial_soft_prompt, save_soft_prompt, tensor_sha256
-from pipeline.engine.template import Template, compile_template, compile_verbalizers
-from pipeline.engine.training import Record, TrainingResult, TrainingSettings, train_soft_prompt
-from pipeline.errors import StageInputError, TemplateError
+from pipeline.engine.initialisation import Initialisation, initial_embeddings
+from pipeline.engine.learners import SharedPrefixLearner
+from pipeline.engine.methods import MethodSettings, build_method
+from pipeline.engine.objectives import Classification
+from pipeline.engine.optimisation import OptimiserSettings
+from pipeline.engine.shared_prefix import check_agreement, key_value_shape
+from pipeline.engine.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt, tensor_sha256
+from pipeline.engine.template import Template, Verbalizers, compile_verbalizers
+from pipeline.engine.training import Record, TrainingResult, TrainingSettings, TrialSettings, train
+from pipeline.errors import BundleError, TemplateError
+from pipeline.examples import labelled_examples, task_base_model, task_template
+from pipeline.interruption import stop_requested
 from pipeline.layout import Paths
 from pipeline.lineage import code_identity, library_versions
-from pipeline.manifest import write_manifest
-from pipeline.params import TaskParams
-from pipeline.progress import Progress, announce
-from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
+from pipeline.manifest import verify_bundle, write_manifest
+from pipeline.params import Init, TaskParams, TunedPromptInit, TuneParams
+from pipeline.progress import Progress
+from pipeline.records import replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
-SETTINGS = (
-    "learning_rate",
-    "weight_decay",
-    "warmup_ratio",
-    "schedule",
-    "maximum_gradient_norm",
-    "batch_size",
-    "maximum_steps",
-    "evaluate_every",
-    "early_stopping_patience",
-    "metric",
-    "seed",
-)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial as params.yaml asks for it."""
+
+    seed: int
+    learning_rate: float
+    init: Init
+    num_virtual_tokens: int
+
+    @property
+    def name(self) -> str:
+        """The configuration without the seed: trials of one name differ in nothing else."""
+        init = ", ".join(str(value) for value in self.init.model_dump().values())
+        return f"learning rate {self.learning_rate:g}, init {init}, {self.num_virtual_tokens} virtual tokens"
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`."""
+    """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`.
+
+    A run that was interrupted goes on from its checkpoint. Raises TrainingInterrupted when the process is asked to end.
+    """
     tune = params.tune
-    base = load_base_model(
-        source=params.base_model.source.model_dump(), dtype=params.base_model.dtype, attention=params.base_model.attention, say=announce
-    )
+    base = task_base_model(params)
     check_agreement(base)
-    template = compile_template(
-        tokenizer=base.tokenizer, template=params.prompt.template, maximum_field_tokens=params.prompt.maximum_field_tokens
-    )
-    train = labelled_examples(inputs.train, template, params)
+    template = task_template(params, base)
+    verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=params.prompt.verbalizers)
+    examples = labelled_examples(inputs.train, template, params)
     validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
-    check_context(base, template, [*train, *validation], tune.num_virtual_tokens)
+    plans = trial_plans(tune)
+    check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans))
+    learner = _learner(params, base, template, verbalizers, plans, examples)
+    key = _checkpoint_key(params, inputs, base)
+    checkpoint = Checkpoint(path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every)
     log: list[Record] = []
-    with Progress("tune", tune.maximum_steps, "step") as progress:
+    with Progress("tune", tune.maximum_steps, "step") as progress, stop_requested() as stop:
 
         def on_record(record: Record) -> None:
             log.append(record)
-            if record["event"] == "step":
-                progress.advance(note=f"loss {record['loss']:.3f}")
-            else:
-                progress.say(f"  step {record['step']}: validation accuracy {record['accuracy']:.3f}, macro F1 {record['macro_f1']:.3f}")
+            _show(progress, record, len(plans))
 
-        result = train_soft_prompt(
-            base=base,
-            soft_prompt=initial_soft_prompt(base=base, num_virtual_tokens=tune.num_virtual_tokens, init_text=tune.init_text),
-            head=template.head,
-            verbalizers=compile_verbalizers(tokenizer=base.tokenizer, verbalizers=params.prompt.verbalizers),
-            train=train,
+        result = train(
+            learner=learner,
+            trials=[_trial_settings(plan, tune) for plan in plans],
+            train=examples,
             validation=validation,
-            settings=TrainingSettings(**{name: getattr(tune, name) for name in SETTINGS}),
+            settings=_training_settings(tune),
             on_record=on_record,
+            checkpoint=checkpoint,
+            stop=stop,
         )
     write_jsonl(outputs.train_log, log)
-    return _write_bundle(params, inputs, outputs.bundle, base, result)
+    best = plans[result.best_trial]
+    lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best)
+    manifest = _write_bundle(params, outputs.bundle, base, learner.soft_prompt(result.best_trial), best, lineage)
+    shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
+    return manifest
 
 
-def labelled_examples(path: Path, template: Template, params: TaskParams, at_most: int | None = None) -> list[Example]:
-    """The rows of a split as examples, in their order, or a sample of `at_most` of them.
-
-    Raises StageInputError naming a row whose label is not in the set.
-    """
-    frame = read_parquet(path, ["row_id", "label", *template.fields])
-    if at_most is not None:
-        # Row ids are hashes of the content, so the smallest ones are a random sample, and nearly the same one when rows are added.
-        # The first rows of the file would not do: sources are often sorted by label.
-        frame = frame.sort_values("row_id").head(at_most)
-    index = {label: position for position, label in enumerate(params.prompt.labels)}
-    unknown = frame[~frame["label"].isin(list(index))]
-    if len(unknown):
-        row = unknown.iloc[0]
-        raise StageInputError(
-            f"{path}, row {row['row_id']}: the label {row['label']!r} is not one of {list(index)}. Run `dvc repro` from the validate stage."
-        )
-    return [Example(ids, index[label]) for ids, label in zip(template.encode(rows_of(frame, template)), frame["label"], strict=True)]
+def trial_plans(tune: TuneParams) -> list[Plan]:
+    """Every combination of the lists in `trials`; seeds vary fastest."""
+    lists = (
+        tune.trials.num_virtual_tokens or [tune.num_virtual_tokens],
+        tune.trials.inits or [tune.init],
+        tune.trials.learning_rates or [tune.learning_rate],
+        tune.trials.seeds,
+    )
+    return [Plan(seed, rate, init, count) for count, init, rate, seed in itertools.product(*lists)]
 
 
-def rows_of(frame: pd.DataFrame, template: Template) -> list[dict[str, str]]:
-    """The template's fields of each row."""
-    return [dict(zip(template.fields, values, strict=True)) for values in zip(*(frame[name] for name in template.fields), strict=True)]
-
-
-def check_context(base: BaseModel, template: Template, examples: list[Example], num_virtual_tokens: int) -> None:
+def check_context(base: BaseModel, template: Template, examples: Sequence[Example], num_virtual_tokens: int) -> None:
     """Raise TemplateError when the longest example with its prefix does not fit the base model's context."""
     longest = max((len(example.token_ids) for example in examples), default=0)
     needed = num_virtual_tokens + len(template.head) + longest
@@ -109,22 +115,115 @@ def check_context(base: BaseModel, template: Template, examples: list[Example], 
         )
 
 
-def _write_bundle(params: TaskParams, inputs: Paths, bundle: Path, base: BaseModel, result: TrainingResult) -> dict[str, Any]:
-    tune, prompt = params.tune, params.prompt
-    lineage = {
-        "soft_prompt": {"sha256": tensor_sha256(result.soft_prompt), "shape": list(result.soft_prompt.shape), "dtype": "float32"},
+def _learner(
+    params: TaskParams, base: BaseModel, template: Template, verbalizers: Verbalizers, plans: Sequence[Plan], examples: Sequence[Example]
+) -> SharedPrefixLearner:
+    tune = params.tune
+    settings = MethodSettings(name=tune.method.kind, **tune.method.model_dump(exclude={"kind"}))
+    modules = [
+        build_method(
+            base=base,
+            settings=settings,
+            embeddings=initial_embeddings(
+                base=base,
+                num_virtual_tokens=plan.num_virtual_tokens,
+                initialisation=_initialisation(plan.init, base),
+                seed=plan.seed,
+                verbalizers=verbalizers.token_ids,
+                corpus=[example.token_ids for example in examples],
+            ),
+            seed=plan.seed,
+        )
+        for plan in plans
+    ]
+    return SharedPrefixLearner(
+        base=base,
+        head=template.head,
+        objective=Classification(verbalizers, params.prompt.length_normalisation),
+        modules=modules,
+        rows_at_once=tune.rows_at_once,
+    )
+
+
+def _initialisation(init: Init, base: BaseModel) -> Initialisation:
+    if not isinstance(init, TunedPromptInit):
+        return Initialisation(kind=init.kind, text=getattr(init, "text", ""))
+    bundle = Path(init.path)
+    found = verify_bundle(bundle)["soft_prompt"]["sha256"]
+    if found != init.sha256:
+        raise BundleError(f"{bundle} holds the soft prompt {found}, tune.init.sha256 is {init.sha256}. Correct one of them.")
+    return Initialisation(kind="tuned_prompt", values=load_soft_prompt(bundle, base))
+
+
+def _trial_settings(plan: Plan, tune: TuneParams) -> TrialSettings:
+    optimiser = OptimiserSettings(
+        name=tune.optimizer,
+        learning_rate=plan.learning_rate,
+        weight_decay=tune.weight_decay,
+        warmup_ratio=tune.warmup_ratio,
+        schedule=tune.schedule,
+        maximum_steps=tune.maximum_steps,
+    )
+    return TrialSettings(name=plan.name, seed=plan.seed, optimiser=optimiser)
+
+
+def _training_settings(tune: TuneParams) -> TrainingSettings:
+    return TrainingSettings(
+        maximum_gradient_norm=tune.maximum_gradient_norm,
+        batch_size=tune.batch_size,
+        maximum_steps=tune.maximum_steps,
+        evaluate_every=tune.evaluate_every,
+        early_stopping_patience=tune.early_stopping_patience,
+        metric=tune.metric,
+        halving=tune.trials.halving,
+        on_problem=tune.on_problem,
+    )
+
+
+def _checkpoint_key(params: TaskParams, inputs: Paths, base: BaseModel) -> str:
+    """Hash of all that a checkpoint must share with this run for the run to go on from it, bit for bit."""
+    return sha256_json(
+        {
+            **{name: getattr(params, name).model_dump(mode="json") for name in ("tune", "prompt", "base_model")},
+            "data": [sha256_file(inputs.train), sha256_file(inputs.validation)],
+            "base": base.identity(),
+            "engine": {path.name: sha256_file(path) for path in sorted(Path(engine.__file__).parent.glob("*.py"))},
+            "libraries": library_versions(LIBRARIES),
+            "hardware": describe_hardware(base.device),
+        }
+    )
+
+
+def _show(progress: Progress, record: Record, trials: int) -> None:
+    """A step moves the bar once, however many trials it served."""
+    who = f"trial {record['trial']}: " if trials > 1 else ""
+    if record["event"] == "step":
+        progress.advance(units=int(record["trial"] == 0 or trials == 1), note=f"{who}loss {record['loss']:.3f}")
+    elif record["event"] == "evaluation":
+        figures = f"validation accuracy {record['accuracy']:.3f}, macro F1 {record['macro_f1']:.3f}"
+        progress.say(f"  step {record['step']}: {who}{figures}")
+    else:
+        progress.say(f"  step {record['step']}: {who}{record['kind']}. {record['advice']}")
+
+
+def _lineage(params: TaskParams, inputs: Paths, task: str, base: BaseModel, result: TrainingResult, best: Plan) -> dict[str, Any]:
+    tune = params.tune
+    return {
         "base_model": base.identity(),
-        "task": bundle.name,
+        "task": task,
         "fields": list(params.ingest.columns.fields),
-        "labels": list(prompt.labels),
+        "labels": list(params.prompt.labels),
         "training": {
-            "method": tune.method,
-            "seed": tune.seed,
+            "method": tune.method.kind,
+            "seed": best.seed,
             "steps": result.steps,
             "stopped_early": result.stopped_early,
             "best_step": result.best_step,
             "metric": tune.metric,
-            "best_metric": getattr(result.best, tune.metric),
+            "best_metric": result.best.metrics[tune.metric],
+            "trial": result.best_trial,
+            "trials": _trials(result, tune.metric),
+            "configurations": {name: _without_nan(spread) for name, spread in result.spread(tune.metric).items()},
         },
         "data": {"train_sha256": sha256_file(inputs.train), "validation_sha256": sha256_file(inputs.validation)},
         "params_sha256": sha256_json({name: getattr(params, name).model_dump(mode="json") for name in ("tune", "prompt", "base_model")}),
@@ -132,15 +231,44 @@ def _write_bundle(params: TaskParams, inputs: Paths, bundle: Path, base: BaseMod
         "libraries": library_versions(LIBRARIES),
         "hardware": describe_hardware(base.device),
     }
+
+
+def _trials(result: TrainingResult, metric: str) -> list[dict[str, Any]]:
+    """What became of each trial; `best_metric` is null for one that diverged before its first evaluation."""
+    return [
+        {
+            "configuration": trial.settings.name,
+            "seed": trial.settings.seed,
+            "best_step": trial.best_step,
+            "best_metric": None if trial.best is None else trial.best.metrics[metric],
+            "ended": trial.ended,
+        }
+        for trial in result.trials
+    ]
+
+
+def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: the standard deviation of a single seed is null."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def _write_bundle(
+    params: TaskParams, bundle: Path, base: BaseModel, soft_prompt: SoftPrompt, best: Plan, lineage: dict[str, Any]
+) -> dict[str, Any]:
+    values = soft_prompt.values
+    identity = {"sha256": tensor_sha256(values), "shape": list(values.shape), "dtype": "float32"}
+    prompt = params.prompt
     with replacing_folder(bundle) as folder:
         save_soft_prompt(
             folder,
-            soft_prompt=result.soft_prompt,
+            soft_prompt=soft_prompt,
             base_model_id=base.source["id"],
             revision=base.source.get("revision"),
-            init_text=tune.init_text,
+            init_text=getattr(best.init, "text", ""),
+            key_value_shape=key_value_shape(base) if soft_prompt.kind == "key_values" else None,
         )
         (folder / "README.md").unlink(missing_ok=True)
-        write_json(folder / "template.json", {"template": prompt.template, "maximum_field_tokens": prompt.maximum_field_tokens})
+        template = {"template": prompt.template, "maximum_field_tokens": prompt.maximum_field_tokens}
+        write_json(folder / "template.json", {**template, "length_normalisation": prompt.length_normalisation})
         write_json(folder / "verbalizers.json", prompt.verbalizers)
-        return write_manifest(folder, lineage)
+        return write_manifest(folder, {"soft_prompt": identity, **lineage})

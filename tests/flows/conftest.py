@@ -26,7 +26,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from pipeline.engine.base_model import load_base_model
-    from pipeline.engine.soft_prompt import save_soft_prompt, tensor_sha256
+    from pipeline.engine.soft_prompt import SoftPrompt, save_soft_prompt, tensor_sha256
     from pipeline.manifest import write_manifest
     from pipeline.records import write_json
     from tests.engine.tiny_models import save_model
@@ -36,7 +36,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model("llama", model)
     base = load_base_model(source={"kind": "directory", "id": "tiny/llama", "path": str(model)}, dtype="float32", device="cpu")
     soft_prompt = 0.02 * torch.randn(2, 32)
-    save_soft_prompt(bundle, soft_prompt=soft_prompt, base_model_id="tiny/llama", revision=None, init_text="Sentiment")
+    save_soft_prompt(bundle, soft_prompt=SoftPrompt(soft_prompt), base_model_id="tiny/llama", revision=None, init_text="Sentiment")
     (bundle / "README.md").unlink(missing_ok=True)
     write_json(bundle / "template.json", {"template": "Tweet: {text}\nSentiment:", "maximum_field_tokens": 32})
     write_json(bundle / "verbalizers.json", {label: f" {label}" for label in LABELS})

@@ -22,9 +22,9 @@ ONE_MISTAKE = [
     (f"{T}/tune/learning_rate", "fast", "tasks.tweet_sentiment.tune.learning_rate", "found 'fast'"),
     ("defaults/tune/learning_rate", 0.0, "defaults.tune.learning_rate", "greater than 0; found 0.0"),
     ("defaults/tune/learning_rate", math.inf, "defaults.tune.learning_rate", "finite number; found inf"),
-    ("defaults/tune/seed", True, "defaults.tune.seed", "valid integer; found True"),
-    ("defaults/tune/seed", 2**32, "defaults.tune.seed", "found 4294967296"),
-    ("defaults/tune/seed", -1, "defaults.tune.seed", "found -1"),
+    ("defaults/split/seed", True, "defaults.split.seed", "valid integer; found True"),
+    ("defaults/split/seed", 2**32, "defaults.split.seed", "found 4294967296"),
+    ("defaults/split/seed", -1, "defaults.split.seed", "found -1"),
     ("defaults/tune/batch_size", "16", "defaults.tune.batch_size", "valid integer; found '16'"),
     ("defaults/tune/batch_size", 1.5, "defaults.tune.batch_size", "found 1.5"),
     ("defaults/tune/schedule", "cosin", "defaults.tune.schedule", "found 'cosin'"),
@@ -56,8 +56,16 @@ ONE_MISTAKE = [
     (f"{T}/score", None, "tasks.tweet_sentiment.score", "expected a mapping, found None"),
     ("defaults/tunes", {}, "defaults.tunes", "unknown section; known: ingest, validate"),
     (f"{T}/tunes", {}, "tasks.tweet_sentiment.tunes", "unknown section; known: ingest, validate"),
-    (f"{T}/tune/init_text", ..., "tasks.tweet_sentiment.tune.init_text", "missing, and there is no default"),
-    ("defaults/tune/seed", ..., "tasks.tweet_sentiment.tune.seed", "missing, and there is no default"),
+    (f"{T}/tune/init/text", ..., "tasks.tweet_sentiment.tune.init.text", "missing, and there is no default"),
+    (f"{T}/tune/init", {"kind": "guess"}, "tasks.tweet_sentiment.tune.init.kind", "guess"),
+    (f"{T}/tune/init", {"kind": "tuned_prompt", "path": "prompts/other", "sha256": "abc"}, "tasks.tweet_sentiment.tune.init.sha256", "'abc'"),
+    (f"{T}/tune/method", {"kind": "prompt_tuning", "ranks": 2}, "tasks.tweet_sentiment.tune.method.ranks", "unknown"),
+    (f"{T}/tune/method", {"kind": "p_tuning", "encoder": "GRU"}, "tasks.tweet_sentiment.tune.method.encoder", "'GRU'"),
+    (f"{T}/tune/trials/inits", [{"kind": "text"}], "tasks.tweet_sentiment.tune.trials.inits.0.text", "missing"),
+    (f"{T}/tune/trials/seeds", [], "tasks.tweet_sentiment.tune.trials.seeds", "found []"),
+    (f"{T}/tune/trials/seeds", [3, 3], "tasks.tweet_sentiment.tune.trials.seeds", "listed twice: [3, 3]"),
+    (f"{T}/tune/trials/learning_rates", [0.1, -1.0], "tasks.tweet_sentiment.tune.trials.learning_rates.1", "found -1.0"),
+    ("defaults/tune/optimizer", ..., "tasks.tweet_sentiment.tune.optimizer", "missing, and there is no default"),
     (T, None, "tasks.tweet_sentiment", "expected a mapping of sections, found None"),
     ("tasks", {}, "tasks", "expected a mapping that is not empty"),
     ("extra", 1, "extra", "unknown key; the top level holds"),
@@ -78,7 +86,7 @@ def test_a_task_name_that_cannot_be_a_folder_and_a_dvc_key_is_refused(errors: Er
 
 
 def test_all_mistakes_of_all_tasks_are_reported_together(errors: Errors, demo: dict[str, Any]):
-    second = {**demo["tasks"]["tweet_sentiment"], "tune": {"init_text": ""}, "prompt": {"template": "x"}}
+    second = {**demo["tasks"]["tweet_sentiment"], "tune": {"init": {"kind": "text", "text": ""}}, "prompt": {"template": "x"}}
     lines = errors(
         {
             "defaults/tune/batch_size": 0,
@@ -93,7 +101,7 @@ def test_all_mistakes_of_all_tasks_are_reported_together(errors: Errors, demo: d
         "defaults.tune.batch_size",
         "tasks.second.prompt.hard_prompts",
         "tasks.second.prompt.verbalizers",
-        "tasks.second.tune.init_text",
+        "tasks.second.tune.init.text",
         "tasks.tweet_sentiment.gate.value_thresholds.1.minimum",
         "tasks.tweet_sentiment.report.colour",
     ]

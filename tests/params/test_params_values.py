@@ -29,9 +29,9 @@ def test_the_demo_task_loads_with_every_section(repo_root: Path, demo: dict[str,
 
 
 def test_a_task_overrides_single_keys_and_keeps_the_other_defaults(altered: Altered):
-    path = altered({f"{T}/tune/seed": 7, "defaults/tune/batch_size": 3})
+    path = altered({f"{T}/tune/trials/seeds": [7], "defaults/tune/batch_size": 3})
     tune = load_task(path, "tweet_sentiment").tune
-    assert (tune.seed, tune.batch_size, tune.schedule) == (7, 3, "cosine")
+    assert (tune.trials.seeds, tune.batch_size, tune.schedule) == ([7], 3, "cosine")
 
 
 def test_a_source_of_another_kind_replaces_the_default_source_whole(altered: Altered):

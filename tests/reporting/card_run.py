@@ -194,11 +194,11 @@ def _write_training(run: Run) -> None:
     for step in range(1, 241):
         loss = 0.74 + 0.62 * float(np.exp(-step / 40)) + 0.09 * float(generator.normal())
         rest = {"learning_rate": 0.03, "gradient_norm": 0.8, "examples_per_second": 11.2, "seconds": 1.4 * step}
-        records.append({"event": "step", "step": step, "loss": loss, **rest})
+        records.append({"event": "step", "trial": 0, "step": step, "loss": loss, **rest})
         if step % 30 == 0:
             accuracy = (0.55, 0.6, 0.625, 0.64, 0.652, 0.66, 0.655, 0.653)[step // 30 - 1]
             figures = {"accuracy": accuracy, "macro_f1": accuracy - 0.05, "loss": 1.37 - accuracy * 0.8, "rows": 400}
-            records.append({"event": "evaluation", "step": step, **figures, "best": step <= 180})
+            records.append({"event": "evaluation", "trial": 0, "step": step, **figures, "best": step <= 180})
     write_jsonl(run.path("train_log"), records)
     write_json(run.path("bundle") / "manifest.json", manifest())
 
@@ -211,7 +211,18 @@ def manifest() -> dict[str, Any]:
         "path": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     base = {"id": source["id"], "revision": None, "source": source, "weights_sha256": sha("weights"), "tokenizer_sha256": sha("tokenizer")}
-    training = {"method": "prompt_tuning", "seed": 0, "steps": 240, "best_step": 180, "best_metric": 0.66, "metric": "accuracy"}
+    outcome = {"configuration": "learning rate 0.005", "seed": 0, "best_step": 180, "best_metric": 0.66, "ended": ""}
+    training = {
+        "method": "prompt_tuning",
+        "seed": 0,
+        "steps": 240,
+        "best_step": 180,
+        "best_metric": 0.66,
+        "metric": "accuracy",
+        "trial": 0,
+        "trials": [outcome],
+        "configurations": {"learning rate 0.005": {"mean": 0.66, "standard_deviation": None, "trials": 1}},
+    }
     return {
         "schema_version": 1,
         "files": {},

@@ -505,9 +505,9 @@ def test_confusion_matrix_of_another_size_is_refused(run: Run):
     ("line", "message"),
     [
         ('{"event": "pause"}', "line 1: 'event' is 'pause'"),
-        ('{"event": "step", "step": 1}', "line 1 lacks the key 'loss'"),
-        ('{"event": "step", "step": 1, "loss": 1e999}', "line 1"),
-        ('{"event": "step", "step": 1, "loss": NaN}', "line 1"),
+        ('{"event": "step", "trial": 0, "step": 1}', "line 1 lacks the key 'loss'"),
+        ('{"event": "step", "trial": 0, "step": 1, "loss": 1e999}', "line 1"),
+        ('{"event": "step", "trial": 0, "step": 1, "loss": NaN}', "line 1"),
     ],
 )
 def test_bad_line_of_the_training_log_is_named(run: Run, line: str, message: str):

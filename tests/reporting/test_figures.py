@@ -65,11 +65,11 @@ def test_only_a_passed_check_of_a_sufficient_group_is_coloured_as_passing(verdic
 
 
 def steps(*losses: float) -> list[Step]:
-    return [Step(step=index, loss=loss) for index, loss in enumerate(losses, 1)]
+    return [Step(trial=0, step=index, loss=loss) for index, loss in enumerate(losses, 1)]
 
 
 def evaluation(step: int, accuracy: float) -> Evaluation:
-    return Evaluation(step=step, accuracy=accuracy, macro_f1=accuracy / 2, loss=1.0, rows=9, best=False)
+    return Evaluation(trial=0, step=step, accuracy=accuracy, macro_f1=accuracy / 2, loss=1.0, rows=9, best=False)
 
 
 def test_curve_marks_the_best_step_where_it_lies():

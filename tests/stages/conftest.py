@@ -38,7 +38,9 @@ def small_task(model: Path) -> dict[str, Any]:
         },
         "base_model": {"source": {"kind": "directory", "id": "tiny/llama", "path": str(model)}, "dtype": "float32"},
         "tune": {
-            "init_text": "good or bad",
+            "init": {"kind": "text", "text": "good or bad"},
+            "trials": {"seeds": [0]},
+            "batch_size": 16,
             "num_virtual_tokens": 4,
             "learning_rate": 0.05,
             "maximum_steps": 12,

@@ -8,8 +8,9 @@ example. The last condition tells a stuck run from one that has converged, which
 "Still" means within two standard errors and within the share that is noise to a user, as the threshold of ReduceLROnPlateau does
 for one metric; the window is counted in evaluations, as the strips of Prechelt (1998, "Early stopping - but when?") are in epochs.
 
-One class: nearly all validation examples get one label, and wrongly so. One such evaluation is no alarm: measured on tweets with
-SmolLM2-135M, a run that learns passes through it (macro F1 0.20 at step 50, 0.36 at step 100), and the base model starts there.
+One class: nearly all validation examples get one label, and wrongly so, from the first to the last evaluation of a window. One such
+evaluation is no alarm: measured on tweets with SmolLM2-135M, a run that learns passes through it (macro F1 0.20 at step 50, 0.36
+at step 100), and the base model starts there.
 """
 
 import math
@@ -36,7 +37,7 @@ ADVICE: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """When to speak of trouble. `window` counts evaluations.
+    """When to speak of trouble. A window of n evaluations lies between n + 1 of them, all after the learning-rate warm-up.
 
     `smallest_gain` is a share of the loss and a difference of the metric (there at least 1 / sqrt(rows), two standard errors of a
     share at its most uncertain); `largest_prediction_share` is a share of the validation examples.
@@ -78,16 +79,19 @@ def problems(
 
 
 def _one_class(evaluations: Sequence[Evaluation], detection: Detection) -> Problem | None:
-    """The last two evaluations gave one label to nearly everything; where nearly everything has that label, this is right."""
+    """All through the window nearly everything got one label; where nearly everything has that label, this is right."""
     limit = detection.largest_prediction_share
-    if len(evaluations) < 2:
+    if len(evaluations) <= detection.window:
         return None
-    for evaluation in evaluations[-2:]:
+    for evaluation in evaluations[-1 - detection.window :]:
         metrics = evaluation.result.metrics
         if not metrics.get("largest_prediction_share", 0.0) >= limit > metrics.get("accuracy", 0.0):
             return None
     share = evaluations[-1].result.metrics["largest_prediction_share"]
-    return Problem(kind="one_class", found=f"{share:.1%} of the validation examples get one label (limit {limit:.1%}), twice in a row")
+    return Problem(
+        kind="one_class",
+        found=f"{share:.1%} of the validation examples get one label (limit {limit:.1%}), {detection.window + 1} times in a row",
+    )
 
 
 def _plateau(losses: Sequence[float], evaluations: Sequence[Evaluation], metric: str, detection: Detection) -> Problem | None:

@@ -1,111 +1,168 @@
 """The training loop: what changes, what does not, and when it stops."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.engine.batching import Example, training_order
+from pipeline.engine.objectives import Classification
+from pipeline.engine.optimisation import OptimiserSettings
 from pipeline.engine.scoring import classification_result, score_examples
-from pipeline.engine.soft_prompt import initial_soft_prompt, tensor_sha256
-from pipeline.engine.template import Verbalizers
-from pipeline.engine.training import TrainingSettings, learning_rate_at, train_soft_prompt
+from pipeline.engine.training import TrialSettings, train
 from pipeline.errors import TrainingError
-
-VERBALIZERS = Verbalizers(("a", "b"), ((60,), (61,)))
-# Two kinds of texts that differ in their first token: a soft prompt can learn to tell them apart.
-EXAMPLES = [Example([30 + 10 * (index % 2), 25, 26, *range(70, 70 + index % 5)], index % 2) for index in range(40)]
-SETTINGS = TrainingSettings(
-    learning_rate=0.05,
-    weight_decay=0.0,
-    warmup_ratio=0.1,
-    schedule="cosine",
-    maximum_gradient_norm=1.0,
-    batch_size=8,
-    maximum_steps=40,
-    evaluate_every=10,
-    early_stopping_patience=10,
-    metric="accuracy",
-    seed=0,
-)
+from tests.engine.tiny_training import EXAMPLES, OPTIMISERS, SETTINGS, VERBALIZERS, fingerprint, run, tiny_learner
 
 
-def train(base, settings=SETTINGS, records=None, **changes):
-    return train_soft_prompt(
-        base=base,
-        soft_prompt=initial_soft_prompt(base=base, num_virtual_tokens=5, init_text="the plane was late"),
-        head=(20,),
-        verbalizers=VERBALIZERS,
-        train=EXAMPLES,
-        validation=EXAMPLES,
-        settings=replace(settings, **changes),
-        on_record=(records if records is not None else []).append,
-    )
+def of_event(records: list[dict], event: str) -> list[dict]:
+    return [record for record in records if record["event"] == event]
 
 
 def test_only_the_soft_prompt_changes_in_a_step(tiny):
     base = tiny()
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    initial = initial_soft_prompt(base=base, num_virtual_tokens=5, init_text="the plane was late")
-    result = train(base, maximum_steps=1)
+    learner = tiny_learner(base)
+    initial = {name: value.clone() for name, value in learner.modules[0].state_dict().items()}
+    run(base, learner=learner, maximum_steps=1)
     after = base.model.state_dict()
     assert len(before) == len(after) > 10
     for name, value in before.items():
         assert torch.equal(value, after[name]), f"{name} changed"
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.model.parameters())
-    assert not torch.equal(result.soft_prompt, initial)
+    found = learner.modules[0].state_dict()
+    assert list(initial) == list(found) == ["encoder.embedding.weight"]
+    assert not torch.equal(initial["encoder.embedding.weight"], found["encoder.embedding.weight"])
 
 
 def test_training_learns_what_can_be_learnt(tiny):
     records: list[dict] = []
-    result = train(tiny(), records=records, maximum_steps=120, learning_rate=0.1)
-    losses = [record["loss"] for record in records if record["event"] == "step"]
+    result = run(
+        tiny(),
+        on_record=records.append,
+        maximum_steps=120,
+        optimiser=OptimiserSettings(learning_rate=0.1, warmup_ratio=0.1, maximum_steps=120),
+    )
+    losses = [record["loss"] for record in of_event(records, "step")]
     assert len(losses) == result.steps == 120
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-    assert result.best.accuracy >= 0.9
+    assert result.best.metrics["accuracy"] >= 0.9
+    assert not result.stopped_early
 
 
-def test_two_runs_give_the_same_bits_and_another_seed_does_not(tiny):
-    first, second = train(tiny()), train(tiny())
-    assert tensor_sha256(first.soft_prompt) == tensor_sha256(second.soft_prompt)
-    assert tensor_sha256(first.soft_prompt) != tensor_sha256(train(tiny(), seed=1).soft_prompt)
+@pytest.mark.parametrize("optimiser", list(OPTIMISERS))
+def test_two_runs_give_the_same_bits_and_another_seed_does_not(tiny, optimiser):
+    prints = []
+    for seed in (0, 0, 1):
+        records: list[dict] = []
+        result = run(tiny(), seed=seed, optimiser=OPTIMISERS[optimiser], on_record=records.append)
+        prints.append(fingerprint(result, records))
+    assert prints[0] == prints[1]
+    assert prints[0]["sha256"] != prints[2]["sha256"]
 
 
 def test_training_stops_when_the_metric_stops_improving_and_keeps_the_best(tiny):
     records: list[dict] = []
-    result = train(tiny(), records=records, maximum_steps=400, evaluate_every=5, early_stopping_patience=2)
-    evaluations = [record for record in records if record["event"] == "evaluation"]
+    learner = tiny_learner(tiny())
+    result = run(tiny(), learner=learner, on_record=records.append, maximum_steps=400, evaluate_every=5, early_stopping_patience=2)
+    evaluations = of_event(records, "evaluation")
     assert result.stopped_early
     assert result.steps < 400
+    assert result.trials[0].ended == "no gain in 2 evaluations"
     assert [record["best"] for record in evaluations[-2:]] == [False, False]
     best = max(evaluations, key=lambda record: (record["accuracy"], -record["loss"]))
-    assert (best["step"], best["accuracy"]) == (result.best_step, result.best.accuracy)
-    scores = score_examples(
-        base=tiny(), soft_prompt=result.soft_prompt, head=(20,), examples=EXAMPLES, verbalizers=VERBALIZERS, batch_size=16
+    assert (best["step"], best["accuracy"]) == (result.best_step, result.best.metrics["accuracy"])
+    scores = score_examples(base=tiny(), prefix=learner.prefix([0]), examples=EXAMPLES, verbalizers=VERBALIZERS, batch_size=16)
+    again = classification_result(scores, [example.label for example in EXAMPLES])
+    assert again.accuracy == result.best.metrics["accuracy"]
+    assert again.loss == pytest.approx(result.best.loss, abs=1e-6)
+
+
+def test_divergence_of_every_trial_is_an_error_that_says_what_to_change(tiny):
+    learner = tiny_learner(tiny(), 2)
+    for module in learner.modules:
+        torch.nn.init.constant_(next(module.parameters()), float("nan"))
+    records: list[dict] = []
+    message = r"trial 0 diverged at step 1: loss nan.*trial 1 diverged at step 1.*Lower tune.learning_rate"
+    with pytest.raises(TrainingError, match=message):
+        run(tiny(), learner=learner, trials=2, on_record=records.append)
+    assert [(record["kind"], record["trial"], record["step"]) for record in of_event(records, "problem")] == [
+        ("divergence", 0, 1),
+        ("divergence", 1, 1),
+    ]
+
+
+def test_a_trial_that_diverges_ends_alone_and_its_parameters_stay(tiny):
+    learner = tiny_learner(tiny(), 2)
+    values = next(learner.modules[0].parameters())
+    with torch.no_grad():
+        values[0, 0] = float("inf")
+    before = values.detach().clone()
+    records: list[dict] = []
+    result = run(tiny(), learner=learner, trials=2, on_record=records.append)
+    assert result.best_trial == 1
+    assert result.trials[0].ended.startswith("diverged at step 1")
+    assert torch.equal(values.detach(), before)
+    steps = of_event(records, "step")
+    assert sum(record["trial"] == 0 for record in steps) == 1
+    assert sum(record["trial"] == 1 for record in steps) == 40
+    assert [record["advice"] for record in of_event(records, "problem")] == [
+        "Lower tune.learning_rate or tune.maximum_gradient_norm, or set base_model.dtype to float32."
+    ]
+    with pytest.raises(TrainingError, match=r"problem at step 1: trial 0 has the problem divergence"):
+        run(tiny(), learner=learner, trials=2, on_problem="fail")
+
+
+def test_a_trial_among_others_learns_what_it_learns_alone(tiny):
+    together: list[dict] = []
+    run(tiny(), trials=3, on_record=together.append)
+    for trial in range(3):
+        alone: list[dict] = []
+        run(tiny(), seed=trial, on_record=alone.append)
+        losses = [record["loss"] for record in of_event(together, "step") if record["trial"] == trial]
+        assert len(losses) == 40
+        assert losses == pytest.approx([record["loss"] for record in of_event(alone, "step")], abs=1e-4)
+
+
+def test_halving_ends_the_worse_half_at_each_evaluation(tiny):
+    records: list[dict] = []
+    result = run(tiny(), trials=5, halving=True, on_record=records.append)
+    evaluated = {step: [r for r in of_event(records, "evaluation") if r["step"] == step] for step in (10, 20, 30, 40)}
+    assert [len(found) for found in evaluated.values()] == [5, 3, 2, 1]
+    for step, following in ((10, 20), (20, 30), (30, 40)):
+        ranked = sorted(evaluated[step], key=lambda r: (r["accuracy"], -r["loss"]), reverse=True)
+        kept = {record["trial"] for record in evaluated[following]}
+        assert kept == {record["trial"] for record in ranked[: len(kept)]}
+        assert all(result.trials[r["trial"]].ended == f"halved away at step {step}" for r in ranked[len(kept) :])
+
+
+def test_trials_have_their_own_learning_rates_and_the_spread_is_over_seeds_of_one_name(tiny):
+    records: list[dict] = []
+    trials = [
+        TrialSettings(name=name, seed=seed, optimiser=replace(OPTIMISERS["adamw"], learning_rate=rate))
+        for name, rate in (("slow", 0.001), ("fast", 0.1))
+        for seed in (0, 1)
+    ]
+    result = train(
+        learner=tiny_learner(tiny(), 4), trials=trials, train=EXAMPLES, validation=EXAMPLES, settings=SETTINGS, on_record=records.append
     )
-    assert classification_result(scores, [example.label for example in EXAMPLES]).accuracy == result.best.accuracy
+    peaks = [max(r["learning_rate"] for r in of_event(records, "step") if r["trial"] == trial) for trial in range(4)]
+    assert peaks == pytest.approx([0.001, 0.001, 0.1, 0.1])
+    assert result.best_trial in (2, 3)
+    spread = result.spread("accuracy")
+    bests = [max(r["accuracy"] for r in of_event(records, "evaluation") if r["trial"] == trial) for trial in range(4)]
+    for name, values in (("slow", bests[:2]), ("fast", bests[2:])):
+        assert spread[name]["mean"] == pytest.approx(statistics.fmean(values), abs=1e-9)
+        assert spread[name]["standard_deviation"] == pytest.approx(statistics.stdev(values), abs=1e-9)
+        assert spread[name]["trials"] == 2
 
 
-def test_divergence_is_an_error_that_says_what_to_change(tiny):
-    base = tiny()
-    broken = torch.full((5, base.hidden_size), float("nan"))
-    with pytest.raises(TrainingError, match=r"diverged at step 1: loss nan.*Lower tune.learning_rate"):
-        train_soft_prompt(
-            base=base, soft_prompt=broken, head=(), verbalizers=VERBALIZERS, train=EXAMPLES, validation=EXAMPLES, settings=SETTINGS
-        )
-
-
-def test_learning_rate_schedules_start_peak_and_end_where_they_should():
-    rates = {
-        name: [learning_rate_at(step, replace(SETTINGS, schedule=name)) for step in range(40)] for name in ("cosine", "linear", "constant")
-    }
-    for name, values in rates.items():
-        assert values[0] == pytest.approx(0.05 / 4), name
-        assert max(values) == pytest.approx(0.05), name
-    assert rates["constant"][-1] == 0.05
-    assert rates["linear"][22] == pytest.approx(0.05 * 0.5)
-    assert rates["cosine"][22] == pytest.approx(0.05 * 0.5)
-    assert 0 < rates["cosine"][-1] < rates["linear"][-1]
+def test_gradients_are_clipped_to_the_norm_that_is_recorded_before_clipping(tiny):
+    records: list[dict] = []
+    learner = tiny_learner(tiny())
+    run(tiny(), learner=learner, maximum_steps=1, maximum_gradient_norm=1e-4, on_record=records.append)
+    assert of_event(records, "step")[0]["gradient_norm"] > 1e-3
+    assert float(next(learner.modules[0].parameters()).grad.norm()) == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_training_order_visits_every_example_once_per_epoch_in_batches_of_similar_length():
@@ -128,8 +185,12 @@ def test_macro_f1_and_accuracy_equal_scikit_learns():
     scores[:, 3] = -20.0  # a label never predicted
     scores = scores.log_softmax(-1)
     labels = torch.randint(0, 4, (200,), generator=generator).tolist()
-    result = classification_result(scores, labels)
+    result = Classification(VERBALIZERS).result(scores, [Example([0], label) for label in labels])
     predicted = scores.argmax(-1).tolist()
-    assert result.accuracy == pytest.approx(sklearn_metrics.accuracy_score(labels, predicted))
-    assert result.macro_f1 == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0))
+    assert result.metrics["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, predicted))
+    assert result.metrics["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0))
     assert result.loss == pytest.approx(sklearn_metrics.log_loss(labels, scores.double().softmax(-1), labels=[0, 1, 2, 3]), rel=1e-4)
+    shares = [labels.count(label) / 200 for label in range(4)]
+    constant = torch.tensor([shares] * 200, dtype=torch.float64).numpy()
+    assert result.trivial_loss == pytest.approx(sklearn_metrics.log_loss(labels, constant, labels=[0, 1, 2, 3]))
+    assert result.metrics["largest_prediction_share"] == max(predicted.count(label) for label in range(4)) / 200

@@ -80,7 +80,8 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
     soft_prompt = load_soft_prompt(bundle, base)
     if tensor_sha256(soft_prompt.values) != manifest["soft_prompt"].get("sha256"):
         raise BundleError(f"{bundle}: the soft prompt's values do not have the sha256 its manifest records. Fetch the bundle again.")
-    text = _read(bundle / "template.json", {"template": str, "maximum_field_tokens": int})
+    types = {"template": str, "maximum_field_tokens": int, "length_normalisation": bool}
+    text = _read(bundle / "template.json", types, length_normalisation=False)
     words = _read(bundle / "verbalizers.json", {})
     template = compile_template(tokenizer=base.tokenizer, template=text["template"], maximum_field_tokens=text["maximum_field_tokens"])
     with torch.no_grad():
@@ -91,24 +92,25 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
         prefix=prefix,
         template=template,
         verbalizers=compile_verbalizers(tokenizer=base.tokenizer, verbalizers=words),
-        length_normalisation=bool(text.get("length_normalisation", False)),
+        length_normalisation=text["length_normalisation"],
     )
 
 
-def _read(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+def _read(path: Path, types: Mapping[str, type], **defaults: Any) -> dict[str, Any]:
     """The JSON object of a bundle's file, in which these keys have these types; without `types` every value is a string."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}. Fetch the bundle again.") from error
     if not isinstance(found, dict) or not found:
-        raise BundleError(f"{path} holds {found!r:.80}, expected an object. Fetch the bundle again.")
-    for key, wanted in types.items() or ((key, str) for key in found):
-        if not isinstance(found.get(key), wanted):
+        raise BundleError(f"{path} holds {found!r:.80}, expected an object with keys. Fetch the bundle again.")
+    values: dict[str, Any] = {**defaults, **found}
+    for key, wanted in types.items() or ((key, str) for key in values):
+        if type(values.get(key)) is not wanted:
             raise BundleError(
-                f"{path}: {key} is {found.get(key)!r:.80}, expected a value of type {wanted.__name__}. Fetch the bundle again."
+                f"{path}: {key} is {values.get(key)!r:.80}, expected a value of type {wanted.__name__}. Fetch the bundle again."
             )
-    return found
+    return values
 
 
 def _source(bundle: Path, source: Any) -> Mapping[str, Any]:
@@ -117,7 +119,7 @@ def _source(bundle: Path, source: Any) -> Mapping[str, Any]:
     if not keys or not all(isinstance(source.get(key), str) for key in ("id", *keys)):
         raise BundleError(f"{bundle}: the manifest's base_model.source is {source!r:.200}, expected id and the keys of one of {SOURCES}.")
     # Looking for a package inside another one would import the outer one.
-    if not source.get("package", "package").isidentifier():
+    if not str(source.get("package", "package")).isidentifier():
         raise BundleError(
             f"{bundle}: the manifest looks for the base model in the package {source['package']!r:.80}, expected a plain name."
         )

@@ -1,7 +1,7 @@
 """The frozen base model: finding it, converting GGUF once, loading it, and knowing exactly which one it is.
 
-A base model comes from a GGUF file inside an installed package, a local folder, or the Hugging Face hub at a revision.
-Only safetensors and GGUF are read, and no code that comes with a model is ever run.
+A base model comes from a GGUF file (a local one, or one inside an installed package), a local folder, or the Hugging Face hub at a
+revision. Only safetensors and GGUF are read, and no code that comes with a model is ever run.
 """
 
 import contextlib
@@ -16,26 +16,57 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name
+from pipeline.engine.support import Architecture
 from pipeline.errors import BaseModelError
 
 CACHE_VARIABLE = "PROMPTMILL_CACHE"
 CONVERSION_FILE = "conversion.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.model")
+# Older models have no tokenizer.json but one or two of these, which then identify the tokenizer.
+VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+AUTO_CLASSES: Mapping[Architecture, Any] = {
+    "decoder": AutoModelForCausalLM,
+    "encoder_decoder": AutoModelForSeq2SeqLM,
+    "encoder": AutoModelForSequenceClassification,
+}
+# What the classification head is called in PEFT, which trains and saves modules of these names.
+CLASSIFIERS = ("classifier", "score")
+# Tokenizers without a limit report 1e30.
+LARGEST_LIMIT = 10**6
 # A Q4 file stores a weight in about 5 bits; in float32 that is 6.4 times as much.
 CONVERSION_GROWTH = 6.5
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A loaded base model in eval() mode whose parameters take no gradient, and the identity of its files."""
+    """A loaded base model in eval() mode whose parameters take no gradient, and the identity of its files.
+
+    `head_modules` are the modules of an encoder that its files do not hold (the classification head, and a pooler where it is
+    missing): they start random, so whoever trains on this base model trains and saves them.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +77,8 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     attention: str
+    architecture: Architecture = "decoder"
+    head_modules: tuple[str, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -59,8 +92,17 @@ class BaseModel:
 
     @property
     def context_length(self) -> int:
-        """Most tokens the model can attend to; from the config, since a tokenizer may report 1e30."""
-        return int(self.model.config.max_position_embeddings)
+        """Most tokens the model can attend to: from the config, since a tokenizer may report 1e30.
+
+        A family with relative positions (T5) has no limit there: then it is what the tokenizer was made for. An encoder's is the
+        smaller of the two, because families that number positions from the padding token (RoBERTa) have a few that no text reaches.
+        """
+        config = self.model.config
+        of_config = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or LARGEST_LIMIT
+        of_tokenizer = min(int(self.tokenizer.model_max_length), LARGEST_LIMIT)
+        if self.architecture == "encoder" or of_config == LARGEST_LIMIT:
+            return min(int(of_config), of_tokenizer)
+        return int(of_config)
 
     def identity(self) -> dict[str, Any]:
         """What the manifest of a tuned prompt records about its base model."""
@@ -89,43 +131,106 @@ def load_base_model(
     dtype: str = "auto",
     attention: str = "auto",
     device: str = "auto",
+    device_map: Literal["auto", "none"] = "none",
+    num_labels: int | None = None,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> BaseModel:
-    """Find, convert when needed, and load a base model.
+    """Find, convert when needed, and load a base model with the class that its config asks for.
 
-    `source` has `kind` (`package_gguf`, `directory` or `hub`), `id` and the keys of that kind; a relative `path` of a directory
-    starts at the working directory. `say` is told about slow steps. Raises BaseModelError.
+    `source` has `kind` (`package_gguf`, `gguf`, `directory` or `hub`), `id` and the keys of that kind; a relative `path` starts at the
+    working directory. `device_map: auto` lets accelerate spread a model that is too large for one GPU. An encoder gets a
+    classification head of `num_labels`, and is loaded in float32 when `dtype` is auto, since its head is trained in the model's own
+    dtype. `say` is told about slow steps. Raises BaseModelError.
     """
     folder, weights_sha256 = _locate(source, cache or default_cache(), say)
     on = choose_device(device)
-    as_dtype = choose_dtype(dtype, on)
     kernel = choose_attention(attention, on)
     try:
+        architecture = architecture_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), source["id"])
+        as_dtype = torch.float32 if architecture == "encoder" and dtype == "auto" else choose_dtype(dtype, on)
         with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=as_dtype, attn_implementation=kernel, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            model, loading = AUTO_CLASSES[architecture].from_pretrained(
+                folder,
+                dtype=as_dtype,
+                attn_implementation=kernel,
+                device_map=None if device_map == "none" else "auto" if on.type == "cuda" else {"": "cpu"},
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # we look ourselves, see _head_modules
+                **_head_arguments(architecture, num_labels, source["id"]),
             )
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"The base model {source['id']} in {folder} cannot be loaded: {_one_line(error)}") from error
+    head_modules = _head_modules(architecture, loading, source["id"], folder)
+    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if "tokenizer.json" not in names:
+        names += [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     return BaseModel(
-        model=model.to(on).eval().requires_grad_(False),
+        model=(model if device_map == "auto" else model.to(on)).eval().requires_grad_(False),
         tokenizer=tokenizer,
         folder=folder,
         source=dict(source),
         weights_sha256=weights_sha256,
-        tokenizer_sha256=_sha256_of_files(folder, [name for name in TOKENIZER_FILES if (folder / name).is_file()]),
+        tokenizer_sha256=_sha256_of_files(folder, names),
         device=on,
         dtype=as_dtype,
         attention=kernel,
+        architecture=architecture,
+        head_modules=head_modules,
     )
+
+
+def architecture_of(config: Any, model_id: str) -> Architecture:
+    """Which of the three architectures a transformers config describes; raises BaseModelError when it is none of them.
+
+    Many encoder families can also be built as decoders, and some decoders as encoders: only a config that says `is_decoder` is one.
+    """
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False) and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "encoder_decoder"
+    fills_masks = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if fills_masks and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return "encoder"
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "decoder"
+    raise BaseModelError(
+        f"{model_id} is of the type {kind!r}, which is neither a decoder-only language model, nor an encoder-decoder, nor an encoder "
+        "that classifies. Choose another base model."
+    )
+
+
+def _head_arguments(architecture: Architecture, num_labels: int | None, model_id: str) -> dict[str, Any]:
+    if architecture != "encoder":
+        return {}
+    if not num_labels:
+        raise BaseModelError(f"{model_id} is an encoder, whose classification head needs the number of labels, found {num_labels!r}.")
+    return {"num_labels": num_labels}
+
+
+def _head_modules(architecture: Architecture, loading: Mapping[str, Any], model_id: str, folder: Path) -> tuple[str, ...]:
+    """Modules that loading leaves random: those of an encoder's head may be, even where the files hold a head for other labels.
+
+    Anything else would differ at every load and is refused.
+    """
+    names = sorted({*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])})
+    modules = sorted({name.rpartition(".")[0] for name in names})
+    strange = [name for name in modules if ".layer" in name or "embed" in name]
+    if names and (architecture != "encoder" or strange):
+        raise BaseModelError(
+            f"{folder} lacks {len(names)} weights of {model_id}, or has them in another shape ({', '.join(names[:3])} first). "
+            "They would be random. Get the complete model."
+        )
+    return tuple(name for name in modules if not any(name.endswith(classifier) for classifier in CLASSIFIERS))
 
 
 def _locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) -> tuple[Path, str]:
     """The folder to load from and the sha256 that identifies the weights."""
-    if source["kind"] == "package_gguf":
-        gguf = _package_file(source)
+    if source["kind"] in ("package_gguf", "gguf"):
+        gguf = _package_file(source) if source["kind"] == "package_gguf" else _local_gguf(source)
         sha256 = _sha256_file(gguf)
         return _converted(gguf, sha256, cache, say), sha256
     folder = _downloaded(source) if source["kind"] == "hub" else Path(source["path"])
@@ -154,14 +259,23 @@ def _package_file(source: Mapping[str, Any]) -> Path:
     return path
 
 
+def _local_gguf(source: Mapping[str, Any]) -> Path:
+    path = Path(source["path"])
+    if not path.is_file():
+        raise BaseModelError(f"The GGUF file {path} does not exist. Correct base_model.source.path.")
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise BaseModelError(f"{path} is no GGUF file: it starts with {magic!r}, expected b'GGUF'. Correct base_model.source.path.")
+    return path
+
+
 def _downloaded(source: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(source["id"], revision=source["revision"], allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"])
-        )
+        return Path(snapshot_download(source["id"], revision=source["revision"], allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelError(
             f"The base model {source['id']} at revision {source['revision']} cannot be found on the hub or in its local cache: {_one_line(error)} "
@@ -197,7 +311,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            loader = AUTO_CLASSES[architecture_of(config, gguf.name)]
+            model: Any = loader.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             # The weights are plain float32 now; with these marks left save_pretrained refuses a GGUF model.
             model.hf_quantizer = None
             del model.config.quantization_config

@@ -26,7 +26,7 @@ from pipeline.engine.methods import MethodSettings, TunedModule, build_method
 from pipeline.engine.objectives import Classification
 from pipeline.engine.optimisation import OptimiserSettings
 from pipeline.engine.prefix_cache import Prefix
-from pipeline.engine.shared_prefix import hidden_states
+from pipeline.engine.shared_prefix import hidden_states, logits
 from pipeline.engine.template import Verbalizers
 from pipeline.engine.training import TrainingSettings, TrialSettings, start_trial, take_step
 
@@ -42,6 +42,10 @@ class Task:
     base: BaseModel
     head: tuple[int, ...]
     verbalizers: Verbalizers
+
+    def __post_init__(self) -> None:
+        if not self.verbalizers.single_token:
+            raise ValueError(f"these benchmarks compare one token per label, found {self.verbalizers.token_ids}; take another base model")
 
     def label_token(self, example: Example) -> int:
         """The token to predict after this example."""
@@ -71,10 +75,9 @@ class FullVocabulary(Classification):
     def losses(self, base: BaseModel, prefix: Prefix, rows: Sequence[int], examples: Sequence[Example]) -> torch.Tensor:
         """Loss of each example [B]."""
         batch = collate(examples, self.verbalizers, base.device)
-        output: Any = base.model.get_output_embeddings()
-        logits = output(hidden_states(base, prefix, rows, batch)[:, 0]).float()
+        scores = logits(base, hidden_states(base, prefix, rows, batch)[:, 0]).float()
         targets = torch.tensor([ids[0] for ids in self.verbalizers.token_ids], device=base.device)[batch.labels]
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return torch.nn.functional.cross_entropy(scores, targets, reduction="none")
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------
@@ -183,17 +186,23 @@ class StepTimes(TrainerCallback):
 
 
 def train_with_trainer(task: Task, batches: Batches, start: torch.Tensor, *, method: Method = "prompt_tuning") -> Run:
-    """Training steps of Trainer's loop."""
+    """Training steps of Trainer's loop from `start`."""
+    return run_trainer(task, peft_model(task, start, method), batches, learning_rate=LEARNING_RATE, seed=0)
+
+
+def run_trainer(task: Task, model: Any, batches: Batches, *, learning_rate: float, seed: int) -> Run:
+    """Train PEFT's model on the batches with Trainer's defaults."""
     on_cpu = task.base.device.type == "cpu"
     times = StepTimes(task.base)
     with tempfile.TemporaryDirectory() as folder, transformers_attention(task.base):
         trainer = InGivenOrder(
-            model=peft_model(task, start, method),
+            model=model,
             args=TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=len(batches[0]),
                 num_train_epochs=1,
-                learning_rate=LEARNING_RATE,
+                learning_rate=learning_rate,
+                seed=seed,
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",

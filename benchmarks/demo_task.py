@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.arms import Task
-from benchmarks.recording import RESULTS
 from pipeline.data.deduplication import has_conflict, is_repetition, text_keys
 from pipeline.data.sources import draw_sample, read_source
 from pipeline.data.splitting import split_rows
@@ -86,14 +85,6 @@ def load_demo(options: argparse.Namespace) -> Demo:
     rows = draw_sample(_usable(params, root), sample_rows=options.rows, seed=0)
     splits = split_rows(rows, fields=tuple(params.ingest.columns.fields), labels=params.prompt.labels, params=params.split)
     return Demo(params, source, splits)
-
-
-def add_options(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
-    """The options that every part on the demo task has."""
-    parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds in which every arm takes its turn")
-    parser.add_argument("--model", type=Path, help="folder of another base model (default: the demo's)")
-    parser.add_argument("--rows", type=int, default=20000, help="tweets to draw from the source")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
 
 
 def _usable(params: TaskParams, root: Path) -> pd.DataFrame:

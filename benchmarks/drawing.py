@@ -25,6 +25,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], *, columns: int) -> No
     rows = -(-len(panels) // columns)
     most_bars = max(len(panel.bars) for panel in panels)
     figure = Figure(figsize=(1.6 + 3.6 * columns, 0.8 + rows * (1.0 + 0.27 * most_bars)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, color=INK)
     axes = figure.subplots(rows, columns, squeeze=False)

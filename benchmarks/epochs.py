@@ -20,9 +20,9 @@ def engine_epoch(examples: Sequence[Example], batch_size: int) -> Batches:
     return list(itertools.islice(training_order(examples, batch_size=batch_size, seed=0), len(examples) // batch_size))
 
 
-def random_epoch(examples: Sequence[Example], batch_size: int) -> Batches:
+def random_epoch(examples: Sequence[Example], batch_size: int, seed: int = 0) -> Batches:
     """One epoch in random order, Trainer's default."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     return _cut(examples, order, batch_size)
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.hardware import choose_attention
@@ -33,15 +35,17 @@ TINY: dict[str, Any] = {
 
 
 def random_base_model(shape: dict[str, Any], *, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> BaseModel:
-    """A Llama of this shape with random weights, made on `device`; it has no tokenizer, so texts must come as token ids."""
+    """A Llama of this shape with random weights, made on `device`; its tokenizer knows no word, so texts must come as token ids."""
     kernel = choose_attention(attention, device)
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=dtype, attn_implementation=kernel)
-    tokenizer: Any = None
+    vocabulary = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     return BaseModel(
         model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=vocabulary, unk_token="<unk>", model_max_length=shape["max_position_embeddings"]
+        ),
         folder=Path(),
         source={"kind": "random", "id": f"random Llama, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion parameters"},
         weights_sha256="",

@@ -1,5 +1,6 @@
 """Writing a part's results: JSON with the machine's description, a markdown table, and a picture."""
 
+import argparse
 import datetime
 import os
 import platform
@@ -17,6 +18,14 @@ from pipeline.records import replacing_file, write_json
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
+
+
+def add_options(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
+    """The options that every part on the demo task has."""
+    parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds in which every arm takes its turn")
+    parser.add_argument("--model", type=Path, help="folder of another base model (default: the demo's)")
+    parser.add_argument("--rows", type=int, default=20000, help="tweets to draw from the source")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -11,18 +11,20 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.arms import ARMS, ENGINE, ENGINE_FULL, TRAINER, Arm, Run, Task, gradient_error, start_values
-from benchmarks.demo_task import Demo, add_options, load_demo
 from benchmarks.drawing import Panel, goals_table, table, with_spread
 from benchmarks.epochs import Batches, evenly_spaced, width
 from benchmarks.measuring import goal, spread, take_turns
 from benchmarks.memory import MemoryCase, peak_memory
-from benchmarks.recording import write_results
+from benchmarks.recording import add_options, write_results
 from pipeline.engine.batching import Example
+
+if TYPE_CHECKING:
+    from benchmarks.demo_task import Demo
 
 TITLE = "Training: the engine against PEFT + Trainer"
 TEXTS = ("tweets", "longer texts")
@@ -61,7 +63,7 @@ def speed_rows(
 
 
 def memory_of(
-    demo: Demo, task: Task, examples: Sequence[Example], arm: str, *, num_virtual_tokens: int, dtype: str, batch_size: int
+    demo: "Demo", task: Task, examples: Sequence[Example], arm: str, *, num_virtual_tokens: int, dtype: str, batch_size: int
 ) -> float:
     """Peak MiB above the weights on the widest batch of the arm's epoch."""
     widest = max(ARMS[arm].epoch(examples, batch_size), key=width)
@@ -154,6 +156,8 @@ def _panel(cell: list[Row], figure: str, unit: str) -> Panel:
 
 def run(options: argparse.Namespace) -> None:
     """Measure cell by cell, and write what there is after each, so that an interrupted run keeps it."""
+    from benchmarks.demo_task import load_demo  # needs pandas and the params, which a bare machine has not
+
     demo = load_demo(options)
     arms = {name: ARMS[name] for name in options.arms}
     rows: list[Row] = []

@@ -2,7 +2,8 @@
 
 A prompt's tokens but the last run in one pass behind the prefix; from there on every pass is one token. The prefix is computed once by
 `encode_prefixes` and serves the whole set; masks and positions are explicit, so that a text depends neither on batch mates nor on
-padding.
+padding. What is left is rounding, which differs with the shape of a batch: where two tokens have equal logits in bfloat16, either may
+be chosen.
 
 Beam search is transformers' own `generate`, started from the prepared cache. With the cache's padding moved to the left, a mask of its
 columns and explicit positions it is exact for expanded prefixes and prefixes of different lengths, and its scoring of finished beams

@@ -39,7 +39,15 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 
 
 def choose_attention(asked: str, device: torch.device) -> str:
-    """`auto` is eager on a CPU (measured faster there on short texts) and sdpa on a GPU."""
+    """`auto` is eager on a CPU (measured faster there on short texts) and sdpa on a GPU.
+
+    Raises BaseModelError for flex_attention on a CPU: torch has no backward pass for it there, and its compiled kernel crashes on
+    some shapes (torch 2.13).
+    """
+    if asked == "flex_attention" and device.type == "cpu":
+        raise BaseModelError(
+            "The attention kernel 'flex_attention' was asked for on a CPU, where torch cannot train with it. Use `auto` or `eager`."
+        )
     if asked != "auto":
         return asked
     return "eager" if device.type == "cpu" else "sdpa"

@@ -13,6 +13,7 @@ from pipeline.engine.prefix_cache import Prefix
 from pipeline.engine.shared_prefix import encode_prefixes, key_value_shape, label_scores
 from pipeline.engine.soft_prompt import SoftPrompt
 from pipeline.engine.template import Verbalizers
+from pipeline.errors import BaseModelError
 
 HEAD = (20, 21)
 EXAMPLES = [Example(list(range(30, 30 + length)), length % 3) for length in (5, 1, 9, 2, 4, 12)]
@@ -120,6 +121,12 @@ def test_flex_attention_gives_the_padded_loss_and_gradient_on_a_gpu(model_folder
     assert packed == pytest.approx(padded, rel=tolerance)
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).norm() / other.norm()) <= 10 * tolerance
+
+
+def test_flex_attention_is_refused_on_a_cpu(model_folder):
+    source = {"kind": "directory", "id": "tiny/llama", "path": str(model_folder("llama"))}
+    with pytest.raises(BaseModelError, match="'flex_attention' was asked for on a CPU, where torch cannot train with it"):
+        load_base_model(source=source, device="cpu", attention="flex_attention")
 
 
 def with_flex_attention(folder, family: str, device: str, dtype: str) -> BaseModel:

@@ -94,7 +94,7 @@ def unfused() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch 2.13, when it loads its compiler
 @pytest.mark.usefixtures("unfused")
 @pytest.mark.parametrize("verbalizers", [SINGLE, SEVERAL], ids=["one_token", "several_tokens"])
-@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "llama_for_flex", "mistral_sliding", "gemma2"])
 def test_flex_attention_with_block_masks_gives_the_padded_scores(tiny, model_folder, family, verbalizers):
     """Forward only: torch has no backward pass of FlexAttention for the CPU."""
     base = tiny(family)
@@ -114,9 +114,9 @@ def test_flex_attention_with_block_masks_gives_the_padded_scores(tiny, model_fol
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's gradient exists on a GPU only, and torch finds no CUDA GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_flex_attention_gives_the_padded_loss_and_gradient_on_a_gpu(model_folder, dtype):
-    source = {"kind": "directory", "id": "tiny/llama", "path": str(model_folder("llama"))}
+    source = {"kind": "directory", "id": "tiny/llama_for_flex", "path": str(model_folder("llama_for_flex"))}
     padded, expected = loss_and_gradients(load_base_model(source=source, dtype=dtype, device="cuda", attention="eager"), packed=False)
-    packed, found = loss_and_gradients(with_flex_attention(model_folder("llama"), "llama", "cuda", dtype), packed=True)
+    packed, found = loss_and_gradients(with_flex_attention(model_folder("llama_for_flex"), "llama_for_flex", "cuda", dtype), packed=True)
     tolerance = {"float32": 1e-3, "bfloat16": 5e-2}[dtype]  # the fused kernel multiplies in TF32
     assert packed == pytest.approx(padded, rel=tolerance)
     for one, other in zip(found, expected, strict=True):

@@ -45,6 +45,7 @@ def family_config(family: str) -> PreTrainedConfig:
     wide = {**grouped, "head_dim": 8}
     makers: dict[str, Callable[[], PreTrainedConfig]] = {
         "llama": lambda: LlamaConfig(**grouped),
+        "llama_for_flex": lambda: LlamaConfig(**grouped, head_dim=16),  # the GPU kernel takes no smaller heads
         "qwen2": lambda: Qwen2Config(**grouped),
         "qwen2_sliding": lambda: Qwen2Config(**grouped, use_sliding_window=True, sliding_window=6, max_window_layers=1),
         "qwen3": lambda: Qwen3Config(**wide),

@@ -4,7 +4,7 @@ These are encoder-decoders, encoders with a classification head, decoder-only fa
 wrong, and LoRA. The scores have the meaning they have in the fast pass, so that losses and metrics can be compared.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, scoring_order
 from pipeline.engine.objectives import Classification, Result
 from pipeline.engine.peft_adapter import PeftModule
+from pipeline.errors import BaseModelError
 
 
 class PeftLearner:
     """Trials one after the other, each an adapter of its own on the same frozen base model; see learners.Learner.
 
-    When a batch does not fit into GPU memory, fewer rows are run at once and their gradients added up.
+    When a batch does not fit into GPU memory, fewer rows are run at once and their gradients added up. Raises BaseModelError when
+    PEFT's forward does not work with this base model.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PeftLearner:
         self.modules: Sequence[PeftModule] = modules
         self.rows_at_once = rows_at_once
         self.scoring_batch_size = scoring_batch_size
+        self._check_forward(modules[0])
 
     def backward(self, batches: Mapping[int, Sequence[Example]], weight: float) -> dict[int, float]:
         """See Learner."""
@@ -50,13 +53,16 @@ class PeftLearner:
         """See Learner."""
         return self.objective.result(outputs, examples)
 
-    def log_probabilities(self, trial: int, examples: Sequence[Example]) -> torch.Tensor:
-        """Log-probabilities of the labels, [E, C] float32 on the CPU in the order of `examples`."""
+    def log_probabilities(
+        self, trial: int, examples: Sequence[Example], advance: Callable[[int], None] = lambda rows: None
+    ) -> torch.Tensor:
+        """Log-probabilities of the labels, [E, C] float32 on the CPU in the order of `examples`; `advance` is told of finished rows."""
         scores = torch.empty(len(examples), len(self.objective.verbalizers.labels))
         with torch.no_grad():
             for indices in scoring_order(examples, self.scoring_batch_size):
                 found = self.scores(self.modules[trial], [examples[index] for index in indices])
                 scores[indices] = found.log_softmax(-1).cpu()
+                advance(len(indices))
         return scores
 
     def scores(self, module: PeftModule, examples: Sequence[Example]) -> torch.Tensor:
@@ -78,6 +84,23 @@ class PeftLearner:
             for ids, logits in zip(verbalizers.token_ids, logits_of(module.model, texts, verbalizers.token_ids), strict=True)
         ]
         return torch.stack(sums, dim=-1)
+
+    def _check_forward(self, module: PeftModule) -> None:
+        """Score one token: what a family does not take (a prefix before recurrent attention) fails deep inside, and only when it is run."""
+        try:
+            with torch.no_grad():
+                found = list(self.scores(module, [Example((0,), 0)]).shape)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            found = f"{type(error).__name__}: {error}"
+        wanted = [1, len(self.objective.verbalizers.labels)]
+        if found != wanted:
+            kind = module.model.peft_config["default"].peft_type.value
+            raise BaseModelError(
+                f"{self.base.source['id']} cannot be scored through PEFT with {kind}: scores of shape {wanted} were expected, found {found}. "
+                "Choose another method or base model."
+            )
 
     def _backward_one(self, module: PeftModule, examples: Sequence[Example], weight: float) -> float:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -139,4 +162,5 @@ class PeftLearner:
 
 def _no_cache(model: Any) -> dict[str, bool]:
     """Nothing is decoded step by step, so no keys and values are kept, but for those that are a prefix."""
-    return {} if isinstance(model.peft_config["default"], PrefixTuningConfig) else {"use_cache": False}
+    config = getattr(model, "peft_config", {}).get("default")
+    return {} if isinstance(config, PrefixTuningConfig) else {"use_cache": False}

@@ -16,8 +16,8 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 METHODS: tuple[Method, ...] = get_args(Method)
 OF_EMBEDDINGS: tuple[Method, ...] = ("prompt_tuning", "residual_prompt_tuning", "p_tuning", "multitask_prompt_tuning")
 
-# How each method runs on each architecture. `shared prefix` is the fast pass; a decoder-only family that it cannot serve (one with a sliding
-# window, say) runs as `PEFT`, which is PEFT's own forward pass. On an encoder every method also trains the classification head.
+# How each method runs on each architecture. `shared prefix` is the fast pass; a decoder-only family that it cannot serve (one with
+# recurrent attention, say) runs as `PEFT`, which is PEFT's own forward pass. On an encoder every method also trains the classification head.
 SUPPORT: Mapping[Method, Mapping[Architecture, str]] = {
     "prompt_tuning": {"decoder": "shared prefix", "encoder_decoder": "PEFT", "encoder": "PEFT, with head"},
     "residual_prompt_tuning": {"decoder": "shared prefix", "encoder_decoder": "PEFT", "encoder": "PEFT, with head"},

@@ -78,8 +78,12 @@ class Verbalizers:
         return all(len(ids) == 1 for ids in self.token_ids)
 
 
-def compile_template(*, tokenizer: PreTrainedTokenizerBase, template: str, maximum_field_tokens: int) -> Template:
-    """Cut `template` at its `{fields}` and tokenise the literal parts; raises TemplateError when it has no field."""
+def compile_template(*, tokenizer: PreTrainedTokenizerBase, template: str, maximum_field_tokens: int, closed: bool = False) -> Template:
+    """Cut `template` at its `{fields}` and tokenise the literal parts; raises TemplateError when it has no field.
+
+    What the tokenizer puts before every text (a BOS token, [CLS]) belongs to the shared prefix. With `closed` each example ends with
+    what it puts after a text ([SEP], T5's </s>), as encoders and encoder-decoders have learnt; a decoder goes on with the verbalizer.
+    """
     pieces: list[_Piece] = []
     end = 0
     for match in _FIELD.finditer(template):
@@ -89,11 +93,21 @@ def compile_template(*, tokenizer: PreTrainedTokenizerBase, template: str, maxim
     if not pieces:
         raise TemplateError(f"The template {template!r} has no field such as {{text}}, so it would ask the same of every example.")
     pieces.append(_Piece(None, "", _ids(tokenizer, template[end:])))
-    # What the tokenizer puts before every text (a BOS token, where it has one) belongs to the shared prefix.
-    start = tuple(tokenizer("")["input_ids"])
+    start, after = _around(tokenizer)
+    if closed:
+        pieces.append(_Piece(None, "", after))
     return Template(
         tokenizer, start + pieces[0].token_ids, tuple(piece for piece in pieces[1:] if piece.field or piece.token_ids), maximum_field_tokens
     )
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that the tokenizer puts before and after every text."""
+    bare, whole = _ids(tokenizer, "a"), tuple(tokenizer("a")["input_ids"])
+    for at in range(len(whole) - len(bare) + 1):
+        if whole[at : at + len(bare)] == bare:
+            return whole[:at], whole[at + len(bare) :]
+    raise TemplateError(f"The tokenizer gives 'a' the tokens {bare} alone and {whole} as a text: the first must be part of the second.")
 
 
 def compile_verbalizers(*, tokenizer: PreTrainedTokenizerBase, verbalizers: Mapping[str, str]) -> Verbalizers:

@@ -32,7 +32,8 @@ def tiny(model_folder: Callable[[str], Path]) -> Callable[[str], BaseModel]:
     def base(family: str = "llama") -> BaseModel:
         if family not in loaded:
             source = {"kind": "directory", "id": f"tiny/{family}", "path": str(model_folder(family))}
-            loaded[family] = load_base_model(source=source, dtype="float32", device="cpu")
+            labels = 3 if family == "bert" else None
+            loaded[family] = load_base_model(source=source, dtype="float32", device="cpu", num_labels=labels)
         return loaded[family]
 
     return base

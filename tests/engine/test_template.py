@@ -55,6 +55,22 @@ def test_a_tokenizers_bos_token_starts_the_shared_prefix(tiny):
         tokenizer.backend_tokenizer.post_processor = None
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_a_tokenizer_puts_after_a_text_ends_an_example_only_where_asked(tiny, closed):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny().tokenizer
+    plain = compile_template(tokenizer=tokenizer, template="Tweet: {text}", maximum_field_tokens=50)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    try:
+        template = compile_template(tokenizer=tokenizer, template="Tweet: {text}", maximum_field_tokens=50, closed=closed)
+        (own,), (bare,) = template.encode([{"text": "late"}]), plain.encode([{"text": "late"}])
+        assert template.head == (0, *plain.head)
+        assert own == bare + ([1] if closed else [])
+    finally:
+        tokenizer.backend_tokenizer.post_processor = None
+
+
 @pytest.mark.parametrize(("row", "found"), [({}, "None"), ({"text": None}, "None"), ({"text": 3}, "3")])
 def test_a_missing_field_names_row_and_field(tiny, row, found):
     with pytest.raises(TemplateError, match=f"Row 2: the field 'text' must be a string, found {found}"):

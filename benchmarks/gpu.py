@@ -52,6 +52,7 @@ from pipeline.engine.packing import FLEX_ATTENTION
 from pipeline.engine.prefix_cache import Prefix
 from pipeline.engine.shared_prefix import decoder
 from pipeline.engine.template import Verbalizers
+from pipeline.errors import BaseModelError
 
 TITLE = "The engine on a GPU, randomly initialised Llama"
 SHAPES = {"one_billion": ONE_BILLION, "tiny": TINY}
@@ -444,7 +445,12 @@ def run(options: argparse.Namespace) -> None:
         started = time.perf_counter()
         try:
             found[part] = PARTS[part](bench)
-        except (RuntimeError, ValueError, ImportError) as error:  # one part that this machine cannot run must not cost the others
+        except (
+            RuntimeError,
+            ValueError,
+            ImportError,
+            BaseModelError,
+        ) as error:  # one part that this machine cannot run must not cost the others
             found[part] = {"error": " ".join(str(error).split())[:300]}
         found[part]["seconds_of_part"] = round(time.perf_counter() - started, 1)
         _write(options, bench, found)

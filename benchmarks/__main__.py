@@ -15,13 +15,15 @@ PARTS = {"training": training, "evaluation": evaluation, "trials": trials, "qual
 def main() -> None:
     """Run the parts with their defaults, but for the options they share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="default: all, the longest last")
-    add_options(parser, repetitions=3)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all, the longest last)")
+    add_options(parser, repetitions=None)
     options = parser.parse_args()
-    shared = {name: vars(options)[name] for name in ("repetitions", "model", "rows", "output")}
-    for name in options.parts:
-        part_options = PARTS[name].make_parser().parse_args([])
-        PARTS[name].run(argparse.Namespace(**vars(part_options) | shared))
+    unknown = [name for name in options.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"no such parts: {unknown}; there are {list(PARTS)}")
+    given = {name: value for name, value in vars(options).items() if name != "parts" and value is not None}
+    for name in options.parts or PARTS:
+        PARTS[name].run(argparse.Namespace(**vars(PARTS[name].make_parser().parse_args([])) | given))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def configurations(options: argparse.Namespace, demo: Demo) -> list[Configuratio
     pairs = list(itertools.product(options.inits, options.learning_rates))
     pairs.sort(key=lambda pair: pair != (DEFAULT_INIT, DEFAULT_LEARNING_RATE))
     listed: list[Configuration] = []
-    for seed in options.seeds:
+    for seed in options.seeds or range(options.repetitions):
         if ENGINE in options.sides:
             listed.append(Configuration(side=ENGINE, init=tune.init.kind, learning_rate=tune.learning_rate, seed=seed, **common))
         if PEFT in options.sides:
@@ -301,7 +301,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sides", nargs="+", choices=[ENGINE, PEFT], default=[ENGINE, PEFT])
     parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
     parser.add_argument("--learning-rates", type=float, nargs="+", default=list(LEARNING_RATES), help="of PEFT + Trainer")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", help="of every configuration (default: as many as repetitions, from 0)")
     parser.add_argument("--steps", type=int, help="of every run (default: the demo's)")
     parser.add_argument("--batch-size", type=int, help="of every run (default: the demo's)")
     parser.add_argument("--validation-rows", type=int, default=400)

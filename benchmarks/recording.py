@@ -20,8 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
-def add_options(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
-    """The options that every part on the demo task has."""
+def add_options(parser: argparse.ArgumentParser, *, repetitions: int | None) -> None:
+    """The options that every part has; `repetitions` is their number by default (None: the part's own)."""
     parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds in which every arm takes its turn")
     parser.add_argument("--model", type=Path, help="folder of another base model (default: the demo's)")
     parser.add_argument("--rows", type=int, default=20000, help="tweets to draw from the source")

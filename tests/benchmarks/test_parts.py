@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks_main
 from benchmarks import evaluation, quality, training, trials
 from benchmarks.arms import ARMS, ENGINE, TRAINER, Task
 from benchmarks.drawing import Panel
@@ -136,3 +137,19 @@ def test_results_name_the_machine_the_code_and_the_day(tmp_path):
 def test_a_task_with_longer_verbalizers_is_refused(task):
     with pytest.raises(ValueError, match="one token per label"):
         Task(task.base, (), Verbalizers(("a", "b"), ((1, 2), (3,))))
+
+
+def test_the_one_command_gives_every_part_the_options_they_share_and_leaves_it_its_own(monkeypatch, tmp_path):
+    given = {}
+    for name, part in benchmarks_main.PARTS.items():
+        monkeypatch.setattr(part, "run", lambda options, name=name: given.update({name: options}))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--repetitions", "5", "--output", str(tmp_path)])
+    benchmarks_main.main()
+    assert list(given) == ["training", "evaluation", "trials", "quality"]
+    assert {(options.repetitions, options.output) for options in given.values()} == {(5, tmp_path)}
+    assert given["training"].virtual_tokens == [20, 100]
+    given.clear()
+    monkeypatch.setattr("sys.argv", ["benchmarks", "quality"])
+    benchmarks_main.main()
+    assert list(given) == ["quality"]
+    assert given["quality"].repetitions == 1

@@ -7,7 +7,7 @@ import pandas as pd
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
 from pipeline.engine.template import Template, compile_template
-from pipeline.errors import StageInputError
+from pipeline.errors import BaseModelError, StageInputError
 from pipeline.params import TaskParams
 from pipeline.progress import announce
 from pipeline.records import read_parquet
@@ -16,7 +16,20 @@ from pipeline.records import read_parquet
 def task_base_model(params: TaskParams) -> BaseModel:
     """The task's base model, loaded; slow steps are announced. Raises BaseModelError."""
     section = params.base_model
-    return load_base_model(source=section.source.model_dump(), dtype=section.dtype, attention=section.attention, say=announce)
+    base = load_base_model(
+        source=section.source.model_dump(),
+        dtype=section.dtype,
+        attention=section.attention,
+        device_map=section.device_map,
+        num_labels=len(params.prompt.labels),
+        say=announce,
+    )
+    if base.architecture == "encoder":
+        raise BaseModelError(
+            f"{base.source['id']} is an encoder; the stages compare a tuned prompt with hard prompts, which an encoder cannot answer. "
+            "Choose a decoder-only or encoder-decoder base model."
+        )
+    return base
 
 
 def task_template(params: TaskParams, base: BaseModel, text: str | None = None) -> Template:

@@ -153,6 +153,14 @@ class PackageBaseModel(Section):
     path: str
 
 
+class GgufBaseModel(Section):
+    """A local GGUF file, converted once to safetensors in the model cache; a relative path starts at the folder of params.yaml."""
+
+    kind: Literal["gguf"]
+    id: str
+    path: str
+
+
 class DirectoryBaseModel(Section):
     """A local folder in Hugging Face format; a relative path starts at the folder of params.yaml."""
 
@@ -170,11 +178,15 @@ class HubBaseModel(Section):
 
 
 class BaseModelParams(Section):
-    """The frozen language model. `dtype: auto` takes bfloat16 where the hardware multiplies it natively, else float32."""
+    """The frozen language model. `dtype: auto` takes bfloat16 where the hardware multiplies it natively, else float32.
 
-    source: Annotated[PackageBaseModel | DirectoryBaseModel | HubBaseModel, Field(discriminator="kind")]
+    `device_map: auto` spreads a model that is too large for one GPU over all of them.
+    """
+
+    source: Annotated[PackageBaseModel | GgufBaseModel | DirectoryBaseModel | HubBaseModel, Field(discriminator="kind")]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
+    device_map: Literal["none", "auto"] = "none"
 
 
 # --- tune -------------------------------------------------------------------------------------------------------------
@@ -216,6 +228,14 @@ class PrefixTuning(Section):
     encoder_hidden_size: PositiveInt | None = None
 
 
+class Lora(Section):
+    """Low-rank factors beside the linear layers (Hu et al. 2021): the reference arm that says when prompt tuning is the wrong tool."""
+
+    kind: Literal["lora"]
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+
+
 class TextInit(Section):
     """Start from the embeddings of a text, repeated or cut to the number of virtual tokens."""
 
@@ -237,7 +257,7 @@ class TunedPromptInit(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-Method = Annotated[PromptTuning | ResidualPromptTuning | PTuning | MultitaskPromptTuning | PrefixTuning, Field(discriminator="kind")]
+Method = Annotated[PromptTuning | ResidualPromptTuning | PTuning | MultitaskPromptTuning | PrefixTuning | Lora, Field(discriminator="kind")]
 Init = Annotated[TextInit | PlainInit | TunedPromptInit, Field(discriminator="kind")]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 

@@ -70,7 +70,9 @@ def _location(detail: Any) -> tuple[str, ...]:
     location = tuple(str(part) for part in detail["loc"])
     # Right after the key of a mapping that has kinds, or after an item of a list of them, stands the kind.
     before = (("", ""), *zip(("", *location), location, strict=False))
-    plain = tuple(part for (above, key), part in zip(before, location, strict=False) if not (key in WITH_KINDS or above in LISTS_WITH_KINDS))
+    plain = tuple(
+        part for (above, key), part in zip(before, location, strict=False) if not (key in WITH_KINDS or above in LISTS_WITH_KINDS)
+    )
     if detail["type"].startswith("union_tag"):
         return (*plain, "kind")
     return plain[:-1] if plain[-1:] == ("[key]",) else plain

@@ -5,6 +5,7 @@ in place (LoRA layers, the trained copy of a classification head), so with views
 """
 
 import copy
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.methods import MethodSettings, TunedModule, build_method
-from pipeline.engine.soft_prompt import CONFIG_FILE, LARGEST_CONFIG, WEIGHTS_FILE, check_plain_file, read_tensors
+from pipeline.engine.soft_prompt import CONFIG_FILE, LARGEST_CONFIG, WEIGHTS_FILE, check_plain_file, read_tensors, tensor_sha256
 from pipeline.engine.support import Architecture, check_supported
 from pipeline.errors import BaseModelError, BundleError
 
@@ -134,6 +135,18 @@ def build_peft_module(
     if gradient_checkpointing:
         _checkpoint_layers(model.get_base_model())
     return PeftModule(model)
+
+
+def plain_module(base: BaseModel) -> PeftModule:
+    """The base model without an adapter, to be asked in the same way."""
+    return PeftModule(base.model)
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hex sha256 of an adapter's values: the lines `<tensor> <sha256 of its float32 values>` in the order of the names."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    lines = "".join(f"{name} {tensor_sha256(tensors[name])}\n" for name in sorted(tensors))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def save_peft_module(folder: Path, *, module: PeftModule, base: BaseModel) -> None:

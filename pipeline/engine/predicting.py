@@ -4,16 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
-from pipeline.engine.prefix_cache import Prefix
-from pipeline.engine.scoring import score_examples
-from pipeline.engine.shared_prefix import encode_prefixes
-from pipeline.engine.soft_prompt import SoftPrompt, load_soft_prompt, tensor_sha256
+from pipeline.engine.objectives import Classification
+from pipeline.engine.ranking import Pass, Ranker, tuned_ranker, values_sha256
 from pipeline.engine.template import Template, Verbalizers, compile_template, compile_verbalizers
 from pipeline.errors import BundleError
 
@@ -27,14 +23,12 @@ SOURCES = {"package_gguf": ("package", "path"), "gguf": ("path",), "directory": 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A tuned prompt on its base model. `prefix` is what both compute before any row is seen, once for all predictions."""
+    """A tuned prompt on its base model. What both compute before any row is seen is computed once, for all predictions."""
 
     base: BaseModel
-    soft_prompt: SoftPrompt
-    prefix: Prefix
     template: Template
     verbalizers: Verbalizers
-    length_normalisation: bool
+    ranker: Ranker
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -48,14 +42,8 @@ class Predictor:
 
     def predict(self, rows: Sequence[Mapping[str, str]], *, batch_size: int = 64) -> "NDArray[np.float32]":
         """Label probabilities [N, C], each row summing to 1; raises TemplateError naming a row that lacks a field."""
-        scores = score_examples(
-            base=self.base,
-            prefix=self.prefix,
-            examples=[Example(ids, -1) for ids in self.template.encode(rows)],
-            verbalizers=self.verbalizers,
-            batch_size=batch_size,
-            length_normalisation=self.length_normalisation,
-        )
+        examples = [Example(ids, -1) for ids in self.template.encode(rows)]
+        scores = self.ranker.rank(examples, batch_size=batch_size)
         return scores.exp().numpy()
 
 
@@ -77,23 +65,19 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
                 f"{bundle} was tuned on {wanted.get('id')} with {part} {wanted.get(part)}, the model found has {found}. "
                 "Install the recorded base model or tune again."
             )
-    soft_prompt = load_soft_prompt(bundle, base)
-    if tensor_sha256(soft_prompt.values) != manifest["soft_prompt"].get("sha256"):
-        raise BundleError(f"{bundle}: the soft prompt's values do not have the sha256 its manifest records. Fetch the bundle again.")
+    found = manifest["soft_prompt"]
+    through: Any = found.get("through", "shared prefix")
+    if through not in get_args(Pass):
+        raise BundleError(f"{bundle}: the manifest's soft_prompt.through is {through!r:.80}, expected one of {get_args(Pass)}.")
     types = {"template": str, "maximum_field_tokens": int, "length_normalisation": bool}
     text = _read(bundle / "template.json", types, length_normalisation=False)
     words = _read(bundle / "verbalizers.json", {})
     template = compile_template(tokenizer=base.tokenizer, template=text["template"], maximum_field_tokens=text["maximum_field_tokens"])
-    with torch.no_grad():
-        prefix = encode_prefixes(base, [soft_prompt], template.head)
-    return Predictor(
-        base=base,
-        soft_prompt=soft_prompt,
-        prefix=prefix,
-        template=template,
-        verbalizers=compile_verbalizers(tokenizer=base.tokenizer, verbalizers=words),
-        length_normalisation=text["length_normalisation"],
-    )
+    verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=words)
+    ranker = tuned_ranker(bundle, base, template.head, Classification(verbalizers, text["length_normalisation"]), through)
+    if values_sha256(bundle, through) != found.get("sha256"):
+        raise BundleError(f"{bundle}: the soft prompt's values do not have the sha256 its manifest records. Fetch the bundle again.")
+    return Predictor(base=base, template=template, verbalizers=verbalizers, ranker=ranker)
 
 
 def _read(path: Path, types: Mapping[str, type], **defaults: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.engine.base_model import BaseModel
+from pipeline.engine.objectives import Classification
 from pipeline.engine.predicting import load_predictor
-from pipeline.engine.scoring import classification_result, score_examples
-from pipeline.engine.shared_prefix import encode_prefixes
-from pipeline.engine.template import Verbalizers
+from pipeline.engine.ranking import Pass, Ranker, hard_prompt_ranker, pass_for
+from pipeline.engine.scoring import classification_result
+from pipeline.engine.template import Template
 from pipeline.examples import labelled_examples, task_base_model, task_template, unlabelled_examples
 from pipeline.layout import Paths
 from pipeline.manifest import verify_bundle
@@ -29,26 +30,20 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation, ["row_id"])))
     base = task_base_model(params)
     predictor = load_predictor(inputs.bundle, base=base)
+    objective = Classification(predictor.verbalizers, params.prompt.length_normalisation)
+    through = pass_for(base)
     with Progress("score", selection * len(params.prompt.hard_prompts) + 2 * len(test), "row") as progress:
-        candidates = _compare_hard_prompts(params, inputs.validation, base, predictor.verbalizers, selection, progress)
+        candidates = _compare_hard_prompts(params, inputs.validation, base, objective, through, selection, progress)
         best = max(candidates, key=lambda candidate: candidate["accuracy"])
         variants = {
-            "tuned": (predictor.soft_prompt, predictor.template),
-            "hard_prompt": (None, task_template(params, base, best["template"])),
+            "tuned": (predictor.ranker, predictor.template),
+            "hard_prompt": _hard_prompt(params, base, objective, through, best["template"]),
         }
         frames: list[pd.DataFrame] = []
         seconds: dict[str, float] = {}
-        for name, (soft_prompt, template) in variants.items():
+        for name, (ranker, template) in variants.items():
             started = time.perf_counter()
-            scores = score_examples(
-                base=base,
-                prefix=encode_prefixes(base, [soft_prompt], template.head),
-                examples=unlabelled_examples(test, template),
-                verbalizers=predictor.verbalizers,
-                batch_size=params.score.batch_size,
-                length_normalisation=params.prompt.length_normalisation,
-                advance=progress.advance,
-            )
+            scores = ranker.rank(unlabelled_examples(test, template), batch_size=params.score.batch_size, advance=progress.advance)
             seconds[name] = (time.perf_counter() - started) / len(test)
             frames.append(_frame(name, test, params, scores.exp().numpy()))
     majority, shares = _majority_class(inputs.train, params)
@@ -66,25 +61,22 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
 
 
 def _compare_hard_prompts(
-    params: TaskParams, validation: Path, base: BaseModel, verbalizers: Verbalizers, rows: int, progress: Progress
+    params: TaskParams, validation: Path, base: BaseModel, objective: Classification, through: Pass, rows: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """Accuracy of each candidate hard prompt on a sample of `rows` validation rows: the test split chooses nothing."""
     compared: list[dict[str, Any]] = []
     for text in params.prompt.hard_prompts:
-        template = task_template(params, base, text)
+        ranker, template = _hard_prompt(params, base, objective, through, text)
         examples = labelled_examples(validation, template, params, at_most=rows)
-        scores = score_examples(
-            base=base,
-            prefix=encode_prefixes(base, [None], template.head),
-            examples=examples,
-            verbalizers=verbalizers,
-            batch_size=params.score.batch_size,
-            length_normalisation=params.prompt.length_normalisation,
-            advance=progress.advance,
-        )
+        scores = ranker.rank(examples, batch_size=params.score.batch_size, advance=progress.advance)
         result = classification_result(scores, [example.label for example in examples])
         compared.append({"template": text, "accuracy": result.accuracy, "rows": result.rows})
     return compared
+
+
+def _hard_prompt(params: TaskParams, base: BaseModel, objective: Classification, through: Pass, text: str) -> tuple[Ranker, Template]:
+    template = task_template(params, base, text)
+    return hard_prompt_ranker(base, template.head, objective, through), template
 
 
 def _majority_class(train: Path, params: TaskParams) -> tuple[str, NDArray[np.float64]]:

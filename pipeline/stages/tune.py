@@ -1,10 +1,8 @@
 """tune: train the soft prompt and write the tuned prompt bundle."""
 
-import itertools
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +11,26 @@ from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.hardware import describe_hardware
-from pipeline.engine.initialisation import Initialisation, initial_embeddings
 from pipeline.engine.learners import SharedPrefixLearner
-from pipeline.engine.methods import MethodSettings, build_method
-from pipeline.engine.objectives import Classification
-from pipeline.engine.optimisation import OptimiserSettings
-from pipeline.engine.shared_prefix import check_agreement, key_value_shape
-from pipeline.engine.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt, tensor_sha256
-from pipeline.engine.template import Template, Verbalizers, compile_verbalizers
-from pipeline.engine.training import Record, TrainingResult, TrainingSettings, TrialSettings, train
-from pipeline.errors import BundleError, TemplateError
+from pipeline.engine.peft_adapter import save_peft_module
+from pipeline.engine.peft_learner import PeftLearner
+from pipeline.engine.ranking import values_sha256
+from pipeline.engine.shared_prefix import key_value_shape
+from pipeline.engine.soft_prompt import save_soft_prompt
+from pipeline.engine.template import Template, compile_verbalizers
+from pipeline.engine.training import Record, TrainingResult, train
+from pipeline.errors import TemplateError
 from pipeline.examples import labelled_examples, task_base_model, task_template
 from pipeline.interruption import stop_requested
 from pipeline.layout import Paths
 from pipeline.lineage import code_identity, library_versions
-from pipeline.manifest import verify_bundle, write_manifest
-from pipeline.params import Init, TaskParams, TunedPromptInit, TuneParams
+from pipeline.manifest import write_manifest
+from pipeline.params import TaskParams
 from pipeline.progress import Progress
 from pipeline.records import replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
+from pipeline.trials import Plan, make_learner, training_settings, trial_plans, trial_settings
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trial as params.yaml asks for it."""
-
-    seed: int
-    learning_rate: float
-    init: Init
-    num_virtual_tokens: int
-
-    @property
-    def name(self) -> str:
-        """The configuration without the seed: trials of one name differ in nothing else."""
-        init = ", ".join(str(value) for value in self.init.model_dump().values())
-        return f"learning rate {self.learning_rate:g}, init {init}, {self.num_virtual_tokens} virtual tokens"
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
@@ -58,14 +40,13 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """
     tune = params.tune
     base = task_base_model(params)
-    check_agreement(base)
     template = task_template(params, base)
     verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=params.prompt.verbalizers)
     examples = labelled_examples(inputs.train, template, params)
     validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
     plans = trial_plans(tune)
     check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans))
-    learner = _learner(params, base, template, verbalizers, plans, examples)
+    learner = make_learner(params, base, template, verbalizers, plans, examples)
     key = _checkpoint_key(params, inputs, base)
     checkpoint = Checkpoint(path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every)
     log: list[Record] = []
@@ -77,10 +58,10 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
 
         result = train(
             learner=learner,
-            trials=[_trial_settings(plan, tune) for plan in plans],
+            trials=[trial_settings(plan, tune) for plan in plans],
             train=examples,
             validation=validation,
-            settings=_training_settings(tune),
+            settings=training_settings(tune),
             on_record=on_record,
             checkpoint=checkpoint,
             stop=stop,
@@ -88,20 +69,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
     lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best)
-    manifest = _write_bundle(params, outputs.bundle, base, learner.soft_prompt(result.best_trial), best, lineage)
+    manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest
-
-
-def trial_plans(tune: TuneParams) -> list[Plan]:
-    """Every combination of the lists in `trials`; seeds vary fastest."""
-    lists = (
-        tune.trials.num_virtual_tokens or [tune.num_virtual_tokens],
-        tune.trials.inits or [tune.init],
-        tune.trials.learning_rates or [tune.learning_rate],
-        tune.trials.seeds,
-    )
-    return [Plan(seed, rate, init, count) for count, init, rate, seed in itertools.product(*lists)]
 
 
 def check_context(base: BaseModel, template: Template, examples: Sequence[Example], num_virtual_tokens: int) -> None:
@@ -113,71 +83,6 @@ def check_context(base: BaseModel, template: Template, examples: Sequence[Exampl
             f"The longest example needs {needed} tokens with its prefix, {base.source['id']} attends to {base.context_length}. "
             "Lower prompt.maximum_field_tokens or tune.num_virtual_tokens."
         )
-
-
-def _learner(
-    params: TaskParams, base: BaseModel, template: Template, verbalizers: Verbalizers, plans: Sequence[Plan], examples: Sequence[Example]
-) -> SharedPrefixLearner:
-    tune = params.tune
-    settings = MethodSettings(name=tune.method.kind, **tune.method.model_dump(exclude={"kind"}))
-    modules = [
-        build_method(
-            base=base,
-            settings=settings,
-            embeddings=initial_embeddings(
-                base=base,
-                num_virtual_tokens=plan.num_virtual_tokens,
-                initialisation=_initialisation(plan.init, base),
-                seed=plan.seed,
-                verbalizers=verbalizers.token_ids,
-                corpus=[example.token_ids for example in examples],
-            ),
-            seed=plan.seed,
-        )
-        for plan in plans
-    ]
-    return SharedPrefixLearner(
-        base=base,
-        head=template.head,
-        objective=Classification(verbalizers, params.prompt.length_normalisation),
-        modules=modules,
-        rows_at_once=tune.rows_at_once,
-    )
-
-
-def _initialisation(init: Init, base: BaseModel) -> Initialisation:
-    if not isinstance(init, TunedPromptInit):
-        return Initialisation(kind=init.kind, text=getattr(init, "text", ""))
-    bundle = Path(init.path)
-    found = verify_bundle(bundle)["soft_prompt"]["sha256"]
-    if found != init.sha256:
-        raise BundleError(f"{bundle} holds the soft prompt {found}, tune.init.sha256 is {init.sha256}. Correct one of them.")
-    return Initialisation(kind="tuned_prompt", values=load_soft_prompt(bundle, base))
-
-
-def _trial_settings(plan: Plan, tune: TuneParams) -> TrialSettings:
-    optimiser = OptimiserSettings(
-        name=tune.optimizer,
-        learning_rate=plan.learning_rate,
-        weight_decay=tune.weight_decay,
-        warmup_ratio=tune.warmup_ratio,
-        schedule=tune.schedule,
-        maximum_steps=tune.maximum_steps,
-    )
-    return TrialSettings(name=plan.name, seed=plan.seed, optimiser=optimiser)
-
-
-def _training_settings(tune: TuneParams) -> TrainingSettings:
-    return TrainingSettings(
-        maximum_gradient_norm=tune.maximum_gradient_norm,
-        batch_size=tune.batch_size,
-        maximum_steps=tune.maximum_steps,
-        evaluate_every=tune.evaluate_every,
-        early_stopping_patience=tune.early_stopping_patience,
-        metric=tune.metric,
-        halving=tune.trials.halving,
-        on_problem=tune.on_problem,
-    )
 
 
 def _checkpoint_key(params: TaskParams, inputs: Paths, base: BaseModel) -> str:
@@ -253,22 +158,33 @@ def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
 
 
 def _write_bundle(
-    params: TaskParams, bundle: Path, base: BaseModel, soft_prompt: SoftPrompt, best: Plan, lineage: dict[str, Any]
+    params: TaskParams, bundle: Path, learner: SharedPrefixLearner | PeftLearner, trial: int, best: Plan, lineage: dict[str, Any]
 ) -> dict[str, Any]:
-    values = soft_prompt.values
-    identity = {"sha256": tensor_sha256(values), "shape": list(values.shape), "dtype": "float32"}
     prompt = params.prompt
     with replacing_folder(bundle) as folder:
-        save_soft_prompt(
-            folder,
-            soft_prompt=soft_prompt,
-            base_model_id=base.source["id"],
-            revision=base.source.get("revision"),
-            init_text=getattr(best.init, "text", ""),
-            key_value_shape=key_value_shape(base) if soft_prompt.kind == "key_values" else None,
-        )
+        identity = _save(folder, learner, trial, getattr(best.init, "text", ""))
         (folder / "README.md").unlink(missing_ok=True)
         template = {"template": prompt.template, "maximum_field_tokens": prompt.maximum_field_tokens}
         write_json(folder / "template.json", {**template, "length_normalisation": prompt.length_normalisation})
         write_json(folder / "verbalizers.json", prompt.verbalizers)
         return write_manifest(folder, {"soft_prompt": identity, **lineage})
+
+
+def _save(folder: Path, learner: SharedPrefixLearner | PeftLearner, trial: int, init_text: str) -> dict[str, Any]:
+    """Write the trial in PEFT's format; returns what the manifest says of it. `shape` of an adapter is its number of values."""
+    base = learner.base
+    if isinstance(learner, PeftLearner):
+        save_peft_module(folder, module=learner.modules[trial], base=base)
+        through, shape = "PEFT", [sum(value.numel() for value in learner.modules[trial].state_dict().values())]
+    else:
+        soft_prompt = learner.soft_prompt(trial)
+        save_soft_prompt(
+            folder,
+            soft_prompt=soft_prompt,
+            base_model_id=base.source["id"],
+            revision=base.source.get("revision"),
+            init_text=init_text,
+            key_value_shape=key_value_shape(base) if soft_prompt.kind == "key_values" else None,
+        )
+        through, shape = "shared prefix", list(soft_prompt.values.shape)
+    return {"sha256": values_sha256(folder, through), "shape": shape, "dtype": "float32", "through": through}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.engine import predicting
+from pipeline.engine import ranking
 from pipeline.engine.base_model import load_base_model
 from pipeline.engine.initialisation import key_values_of
 from pipeline.engine.predicting import load_predictor
@@ -101,13 +101,13 @@ def test_the_base_model_of_the_manifest_is_loaded(tiny, make_bundle):
 
 def test_the_prefix_is_computed_once_for_all_predictions(tiny, make_bundle, monkeypatch):
     calls: list[int] = []
-    whole = predicting.encode_prefixes
+    whole = ranking.encode_prefixes
 
     def counted(*arguments):
         calls.append(1)
         return whole(*arguments)
 
-    monkeypatch.setattr(predicting, "encode_prefixes", counted)
+    monkeypatch.setattr(ranking, "encode_prefixes", counted)
     seen: list[int] = []
     hook = tiny().model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -123,7 +123,7 @@ def test_the_prefix_is_computed_once_for_all_predictions(tiny, make_bundle, monk
     own = sorted((len(ids) for ids in predictor.template.encode(ROWS)), reverse=True)
     assert seen[loaded:] == own * 2, "only the rows' own tokens may be run"
     np.testing.assert_array_equal(first, again)
-    assert not any(tensor.requires_grad for tensor in predictor.prefix.tensors())
+    assert not any(tensor.requires_grad for tensor in predictor.ranker.prefix.tensors())
 
 
 def test_no_rows_give_no_probabilities_and_a_missing_field_is_named(tiny, make_bundle):

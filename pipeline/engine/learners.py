@@ -3,6 +3,7 @@
 `SharedPrefixLearner` is the fast one, for decoder-only base models.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
@@ -80,6 +81,9 @@ class SharedPrefixLearner:
         rows = [(slot, example) for slot, trial in enumerate(trials) for example in batches[trial]]
         at_once = min(self.rows_at_once or len(rows), len(rows))
         (leaves, losses), fitted = halving(lambda count: self._accumulate(prefix, rows, weight, count), at_once)
+        if prefix.packed and len(trials) > 1 and not all(map(math.isfinite, losses)):
+            # In one packed row a mask does not keep NaN away from the other trials: their attention is 0 x NaN.
+            (leaves, losses), fitted = halving(lambda count: self._accumulate(replace(prefix, packed=False), rows, weight, count), at_once)
         if fitted < at_once:
             self.rows_at_once = fitted
         tensors = [(out, leaf.grad) for out, leaf in zip(prefix.tensors(), leaves.tensors(), strict=True) if leaf.grad is not None]

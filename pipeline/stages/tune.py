@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import engine
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example
-from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.distributed import process_group
 from pipeline.engine.hardware import describe_hardware
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.peft_adapter import save_peft_module
@@ -36,7 +36,8 @@ LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "nump
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`.
 
-    A run that was interrupted goes on from its checkpoint. Raises TrainingInterrupted when the process is asked to end.
+    A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
+    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
     """
     tune = params.tune
     base = task_base_model(params)
@@ -48,24 +49,26 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans))
     learner = make_learner(params, base, template, verbalizers, plans, examples)
     key = _checkpoint_key(params, inputs, base)
-    checkpoint = Checkpoint(path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every)
     log: list[Record] = []
-    with Progress("tune", tune.maximum_steps, "step") as progress, stop_requested() as stop:
+    with process_group(base.device) as processes, stop_requested() as stop, Progress("tune", tune.maximum_steps, "step") as progress:
 
         def on_record(record: Record) -> None:
             log.append(record)
-            _show(progress, record, len(plans))
+            if processes.first:
+                _show(progress, record, len(plans))
 
         result = train(
-            learner=learner,
+            learner=processes.learner(learner),
             trials=[trial_settings(plan, tune) for plan in plans],
             train=examples,
             validation=validation,
             settings=training_settings(tune),
             on_record=on_record,
-            checkpoint=checkpoint,
-            stop=stop,
+            checkpoint=processes.checkpoint(path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every),
+            stop=processes.stop(stop),
         )
+        if not processes.first:
+            return {}
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
     lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best)

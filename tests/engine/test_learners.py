@@ -1,5 +1,6 @@
 """SharedPrefixLearner: trials do not touch each other, and running out of memory changes the passes but not the step."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -142,3 +143,19 @@ def test_packing_is_chosen_by_the_kernel_unless_it_is_named(tiny):
         "on": True,
         "off": False,
     }
+
+
+@pytest.mark.parametrize("packing", ["off", "on"])
+def test_a_trial_that_is_not_finite_leaves_the_others_as_they_are(tiny, packing):
+    whole, spoilt = learner(tiny(), packing=packing), learner(tiny(), packing=packing)
+    expected = whole.backward(BATCHES, 0.2)
+    bad, *others = sorted(BATCHES)
+    with torch.no_grad():
+        next(spoilt.modules[bad].parameters()).fill_(float("nan"))
+    losses = spoilt.backward(BATCHES, 0.2)
+    assert not math.isfinite(losses[bad])
+    assert others
+    for trial in others:
+        assert losses[trial] == pytest.approx(expected[trial], rel=1e-5)
+        one, other = (next(part.modules[trial].parameters()).grad for part in (spoilt, whole))
+        assert float((one - other).norm() / other.norm()) <= 1e-5

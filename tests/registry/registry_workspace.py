@@ -102,7 +102,10 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
         name: {"rows": rows, "labels": {}, "sha256": name[0] * 64} for name, rows in (("train", 80), ("validation", 10), ("test", 10))
     }
     write_json(layout.path("split_report"), {"splits": splits, "seed": 0})
-    log = [{"event": "step", "trial": 0, "step": step, "loss": 2.0 - step / 1000, "learning_rate": 0.01, "seconds": 0.1} for step in range(steps)]
+    log = [
+        {"event": "step", "trial": 0, "step": step, "loss": 2.0 - step / 1000, "learning_rate": 0.01, "seconds": 0.1}
+        for step in range(steps)
+    ]
     evaluation = {"event": "evaluation", "trial": 0, "step": 600, "accuracy": 0.6, "macro_f1": 0.5, "loss": 1.0, "rows": 10, "best": True}
     write_jsonl(layout.path("train_log"), [*log, evaluation])
     layout.path("card").write_text(f"<html>{seed}</html>", encoding="utf-8")

@@ -217,9 +217,8 @@ def _peft_model(base: BaseModel, config: PeftConfig) -> Any:
 def _config(base: BaseModel, settings: MethodSettings | LoraSettings, count: int) -> PeftConfig:
     common: dict[str, Any] = {"task_type": TASKS[base.architecture], "modules_to_save": list(base.head_modules)}
     if isinstance(settings, LoraSettings):
-        return LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", exclude_modules=_excluded(base), **common
-        )
+        # PEFT leaves modules_to_save alone, which are trained whole.
+        return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", **common)
     if settings.name == "prefix_tuning":
         sizes = _cache_sizes(base)
         if settings.encoder_hidden_size:
@@ -235,11 +234,6 @@ def _config(base: BaseModel, settings: MethodSettings | LoraSettings, count: int
         num_attention_heads=config.num_attention_heads,
         **common,
     )
-
-
-def _excluded(base: BaseModel) -> list[str] | None:
-    """Modules that are trained whole, which LoRA must leave alone."""
-    return list(base.head_modules) or None
 
 
 def _cache_sizes(base: BaseModel) -> dict[str, Any]:

@@ -72,6 +72,25 @@ def test_encoder_decoder_scores_equal_a_naive_loop(tiny, length_normalisation):
                 assert float(found[row, column]) == pytest.approx(expected / (len(ids) if length_normalisation else 1), abs=2e-5)
 
 
+def test_encoder_decoder_loss_and_gradient_equal_a_naive_loops(tiny):
+    base = tiny("t5")
+    module = module_of(base, "prompt_tuning")
+    losses = learner_of(base, [module], Classification(SEVERAL)).backward({0: EXAMPLES}, 1 / 3)
+
+    prompt = start(base).requires_grad_(True)
+    rows = []
+    for own in OWN:
+        embeddings = torch.cat([prompt, base.model.shared(torch.tensor([*HEAD, *own]))])[None]
+        outputs = [base.model(inputs_embeds=embeddings, labels=torch.tensor([ids])) for ids in SEVERAL.token_ids]
+        rows.append(torch.stack([-output.loss * len(ids) for output, ids in zip(outputs, SEVERAL.token_ids, strict=True)]))
+    expected = torch.nn.functional.cross_entropy(torch.stack(rows), torch.tensor([0, 1, 2]))
+    expected.backward()
+    (found,) = [parameter.grad for parameter in module.parameters()]
+    assert losses[0] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(prompt.grad.norm()) > 1e-4, "a vanishing gradient would prove nothing"
+    assert float((found - prompt.grad).norm() / prompt.grad.norm()) <= 1e-5
+
+
 def test_encoder_scores_are_the_heads_logits_behind_the_prompt(tiny):
     base = tiny("bert")
     module = module_of(base, "prompt_tuning")

@@ -35,7 +35,10 @@ def task_base_model(params: TaskParams) -> BaseModel:
 def task_template(params: TaskParams, base: BaseModel, text: str | None = None) -> Template:
     """The task's hard prompt template, or another `text`, as tokens of the base model."""
     return compile_template(
-        tokenizer=base.tokenizer, template=text or params.prompt.template, maximum_field_tokens=params.prompt.maximum_field_tokens
+        tokenizer=base.tokenizer,
+        template=text or params.prompt.template,
+        maximum_field_tokens=params.prompt.maximum_field_tokens,
+        closed=base.architecture != "decoder",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PrefixTuningConfig
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.engine.base_model import BaseModel
@@ -96,7 +96,8 @@ class PeftLearner:
             found = f"{type(error).__name__}: {error}"
         wanted = [1, len(self.objective.verbalizers.labels)]
         if found != wanted:
-            kind = module.model.peft_config["default"].peft_type.value
+            adapter: Any = _adapter_config(module.model)
+            kind = "no adapter" if adapter is None else adapter.peft_type.value
             raise BaseModelError(
                 f"{self.base.source['id']} cannot be scored through PEFT with {kind}: scores of shape {wanted} were expected, found {found}. "
                 "Choose another method or base model."
@@ -105,7 +106,7 @@ class PeftLearner:
     def _backward_one(self, module: PeftModule, examples: Sequence[Example], weight: float) -> float:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # An expert that no token was sent to leaves its LoRA without gradient; a soft prompt that is not used is an error.
-        may_be_unused = isinstance(module.model.peft_config["default"], LoraConfig)
+        may_be_unused = isinstance(_adapter_config(module.model), LoraConfig)
         total, done = 0.0, 0
         while done < len(examples):
             chunk = examples[done : done + (self.rows_at_once or len(examples))]
@@ -162,5 +163,9 @@ class PeftLearner:
 
 def _no_cache(model: Any) -> dict[str, bool]:
     """Nothing is decoded step by step, so no keys and values are kept, but for those that are a prefix."""
-    config = getattr(model, "peft_config", {}).get("default")
-    return {} if isinstance(config, PrefixTuningConfig) else {"use_cache": False}
+    return {} if isinstance(_adapter_config(model), PrefixTuningConfig) else {"use_cache": False}
+
+
+def _adapter_config(model: Any) -> PeftConfig | None:
+    """None for the plain base model."""
+    return getattr(model, "peft_config", {}).get("default")

@@ -72,7 +72,12 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
     types = {"template": str, "maximum_field_tokens": int, "length_normalisation": bool}
     text = _read(bundle / "template.json", types, length_normalisation=False)
     words = _read(bundle / "verbalizers.json", {})
-    template = compile_template(tokenizer=base.tokenizer, template=text["template"], maximum_field_tokens=text["maximum_field_tokens"])
+    template = compile_template(
+        tokenizer=base.tokenizer,
+        template=text["template"],
+        maximum_field_tokens=text["maximum_field_tokens"],
+        closed=base.architecture != "decoder",
+    )
     verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=words)
     ranker = tuned_ranker(bundle, base, template.head, Classification(verbalizers, text["length_normalisation"]), through)
     if values_sha256(bundle, through) != found.get("sha256"):

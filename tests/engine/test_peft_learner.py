@@ -11,11 +11,12 @@ from pipeline.engine.base_model import load_base_model
 from pipeline.engine.batching import Example
 from pipeline.engine.objectives import Classification
 from pipeline.engine.optimisation import OptimiserSettings
-from pipeline.engine.peft_adapter import build_peft_module
+from pipeline.engine.peft_adapter import build_peft_module, plain_module
 from pipeline.engine.peft_learner import PeftLearner
 from pipeline.engine.prefix_cache import empty_cache, layers_of
 from pipeline.engine.shared_prefix import disagreement
 from pipeline.engine.soft_prompt import flatten_key_values
+from pipeline.engine.template import Verbalizers
 from pipeline.engine.training import TrainingSettings, TrialSettings, train
 from pipeline.errors import BaseModelError
 from tests.engine.tiny_adapters import (
@@ -268,3 +269,16 @@ def test_a_prefix_before_recurrent_attention_is_refused(tiny):
     base = tiny("qwen3_next")
     with pytest.raises(BaseModelError, match=r"tiny/qwen3_next cannot be scored through PEFT with PREFIX_TUNING: .* found ValueError: "):
         learner_of(base, [build_peft_module(base=base, settings=SETTINGS["prefix_tuning"], num_virtual_tokens=3, seed=0)])
+
+
+def test_the_plain_base_model_is_asked_in_the_same_way_and_refused_in_the_same_words(tiny):
+    base = tiny("t5")
+    learner = learner_of(base, [plain_module(base)])
+    with torch.no_grad():
+        plain = [base.model(input_ids=torch.tensor([[*HEAD, *own]]), decoder_input_ids=torch.tensor([[1]])).logits[0, 0] for own in OWN]
+    torch.testing.assert_close(learner.log_probabilities(0, EXAMPLES), torch.stack(plain)[:, [60, 61, 62]].log_softmax(-1))
+    two = Classification(Verbalizers(("a", "b"), ((60,), (61,))))
+    with pytest.raises(
+        BaseModelError, match=r"tiny/bert cannot be scored through PEFT with no adapter: .* \[1, 2\] were expected, found \[1, 3\]"
+    ):
+        learner_of(tiny("bert"), [plain_module(tiny("bert"))], two)

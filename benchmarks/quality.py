@@ -16,7 +16,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,12 @@ from pipeline.engine.initialisation import Initialisation, initial_embeddings
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.methods import MethodSettings, build_method
 from pipeline.engine.objectives import Classification
-from pipeline.engine.optimisation import OptimiserSettings
 from pipeline.engine.scoring import classification_result, score_examples
 from pipeline.engine.shared_prefix import encode_prefixes
 from pipeline.engine.soft_prompt import SoftPrompt
-from pipeline.engine.training import TrainingSettings, TrialSettings, train
+from pipeline.engine.training import train
 from pipeline.records import read_jsonl
+from pipeline.trials import Plan, training_settings, trial_settings
 
 TITLE = "Quality at equal steps: the engine against PEFT + Trainer"
 ENGINE, PEFT = "engine", "PEFT + Trainer"
@@ -102,7 +102,14 @@ def configurations(options: argparse.Namespace, demo: Demo) -> list[Configuratio
 
 def tune_with_engine(task: Task, demo: Demo, data: Data, wanted: Configuration) -> torch.Tensor:
     """The soft prompt [P, H] of the demo's own settings."""
-    tune = demo.params.tune
+    tune = demo.params.tune.model_copy(
+        update={
+            "batch_size": wanted.batch_size,
+            "maximum_steps": wanted.steps,
+            "evaluate_every": max(1, wanted.steps // 4),
+            "early_stopping_patience": wanted.steps,
+        }
+    )
     embeddings = initial_embeddings(
         base=task.base,
         num_virtual_tokens=wanted.num_virtual_tokens,
@@ -117,24 +124,14 @@ def tune_with_engine(task: Task, demo: Demo, data: Data, wanted: Configuration) 
         objective=Classification(task.verbalizers),
         modules=[build_method(base=task.base, settings=MethodSettings(name="prompt_tuning"), embeddings=embeddings, seed=wanted.seed)],
     )
-    optimiser = OptimiserSettings(
-        name=tune.optimizer,
-        learning_rate=wanted.learning_rate,
-        weight_decay=tune.weight_decay,
-        warmup_ratio=tune.warmup_ratio,
-        schedule=tune.schedule,
-        maximum_steps=wanted.steps,
+    trial = trial_settings(Plan(wanted.seed, wanted.learning_rate, tune.init, wanted.num_virtual_tokens), tune)
+    train(
+        learner=learner,
+        trials=[replace(trial, name=wanted.name)],
+        train=data.train,
+        validation=data.validation,
+        settings=training_settings(tune),
     )
-    settings = TrainingSettings(
-        maximum_gradient_norm=tune.maximum_gradient_norm,
-        batch_size=wanted.batch_size,
-        maximum_steps=wanted.steps,
-        evaluate_every=max(1, wanted.steps // 4),
-        early_stopping_patience=wanted.steps,
-        metric=tune.metric,
-    )
-    trial = TrialSettings(name=wanted.name, seed=wanted.seed, optimiser=optimiser)
-    train(learner=learner, trials=[trial], train=data.train, validation=data.validation, settings=settings)
     return learner.soft_prompt(0).values
 
 

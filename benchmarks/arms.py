@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from benchmarks.epochs import Batches, engine_epoch, grouped_epoch, random_epoch
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, collate
+from pipeline.engine.frozen_linear import multiply_by_blas, multiply_by_onednn
 from pipeline.engine.hardware import deterministic_algorithms
 from pipeline.engine.initialisation import embed, key_values_of
 from pipeline.engine.learners import SharedPrefixLearner
@@ -194,7 +195,7 @@ def run_trainer(task: Task, model: Any, batches: Batches, *, learning_rate: floa
     """Train PEFT's model on the batches with Trainer's defaults."""
     on_cpu = task.base.device.type == "cpu"
     times = StepTimes(task.base)
-    with tempfile.TemporaryDirectory() as folder, transformers_attention(task.base):
+    with tempfile.TemporaryDirectory() as folder, as_transformers_loads_it(task.base):
         trainer = InGivenOrder(
             model=model,
             args=TrainingArguments(
@@ -221,13 +222,15 @@ def run_trainer(task: Task, model: Any, batches: Batches, *, learning_rate: floa
 
 
 @contextmanager
-def transformers_attention(base: BaseModel) -> Generator[None]:
-    """Within it the base model uses sdpa, what transformers chooses by itself; afterwards the engine's choice again."""
+def as_transformers_loads_it(base: BaseModel) -> Generator[None]:
+    """Within it the base model uses sdpa, what transformers chooses by itself, and torch's linear layers; afterwards the engine's again."""
     base.model.set_attn_implementation("sdpa")
+    multiply_by_blas(base.model)
     try:
         yield
     finally:
         base.model.set_attn_implementation(base.attention)
+        multiply_by_onednn(base.model)
 
 
 def now(base: BaseModel) -> float:
@@ -259,7 +262,7 @@ def gradient_error(task: Task, batch: Sequence[Example], start: torch.Tensor, me
     module = learner.modules[0]
     assert isinstance(module, TunedModule)
     found = next(parameter for parameter in module.parameters() if parameter.requires_grad).grad
-    with transformers_attention(task.base):
+    with as_transformers_loads_it(task.base):
         model = peft_model(task, start, method)
         inputs = {
             name: tensor.to(task.base.device) for name, tensor in pad_on_the_right([training_row(task, one) for one in batch]).items()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Task, now, peft_model, start_values, transformers_attention
+from benchmarks.arms import Task, as_transformers_loads_it, now, peft_model, start_values
 from benchmarks.drawing import Panel, goals_table, table, with_spread
 from benchmarks.measuring import goal, spread, take_turns
 from benchmarks.recording import add_options, write_results
@@ -141,7 +141,7 @@ def _timed(task: Task, name: str, answer: Callable[[], Answers]) -> Turn:
         started = now(task.base)
         answers = answer()
         return now(task.base) - started, answers
-    with transformers_attention(task.base):
+    with as_transformers_loads_it(task.base):
         started = now(task.base)
         answers = answer()
         return now(task.base) - started, answers

@@ -275,9 +275,7 @@ def out_of_memory_part(bench: Bench) -> Found:
         "rows_at_once": rows_at_once,
         "peak_mebibytes_of_the_whole_batch": peak / training.MEBIBYTE,
         "gradient_difference": _relative(halved, whole),
-        "goals": [
-            goal("rows at once after running out of memory, below the batch", rows_at_once or len(batch), len(batch) - 1, at_least=False)
-        ],
+        "goals": [goal("rows at once after running out of memory, below the batch", rows_at_once, len(batch) - 1, at_least=False)],
     }
 
 
@@ -312,9 +310,10 @@ class Refusing(Classification):
 
 def _gradient(
     task: Task, batch: Sequence[Example], start: torch.Tensor, objective: Classification | None = None
-) -> tuple[torch.Tensor, int | None, int]:
-    """The soft prompt's gradient, the rows run at once (None: all), and the bytes a GPU held for it at most."""
+) -> tuple[torch.Tensor, int, int]:
+    """The soft prompt's gradient, the rows run at once, and the bytes a GPU held for it at most."""
     learner = engine_learner(task, start)
+    learner.rows_at_once = len(batch)
     if objective is not None:
         learner.objective = objective
     on_gpu = task.base.device.type == "cuda"
@@ -326,7 +325,7 @@ def _gradient(
     assert isinstance(module, TunedModule)
     gradient = next(parameter for parameter in module.parameters() if parameter.requires_grad).grad
     assert gradient is not None
-    return gradient, learner.rows_at_once, torch.cuda.max_memory_allocated() - before if on_gpu else 0
+    return gradient, learner.rows_at_once or len(batch), torch.cuda.max_memory_allocated() - before if on_gpu else 0
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:

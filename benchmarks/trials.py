@@ -108,7 +108,6 @@ def _train(
         head=task.head,
         objective=Classification(task.verbalizers),
         modules=[build_method(base=task.base, settings=MethodSettings(name="prompt_tuning"), embeddings=start, seed=0) for _ in trials],
-        rows_at_once=plan.batch_size * len(plan.trials()),
     )
     result = train(learner=learner, trials=trials, train=examples, validation=validation, settings=settings, on_record=records.append)
     seconds = now(task.base) - started

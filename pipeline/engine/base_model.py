@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pipeline.engine.frozen_linear import multiply_by_onednn
 from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name
 from pipeline.engine.support import Architecture
 from pipeline.errors import BaseModelError
@@ -166,11 +167,13 @@ def load_base_model(
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"The base model {source['id']} in {folder} cannot be loaded: {_one_line(error)}") from error
     head_modules = _head_modules(architecture, loading, source["id"], folder)
+    model = (model if device_map == "auto" else model.to(on)).eval().requires_grad_(False)
+    multiply_by_onednn(model)
     names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if "tokenizer.json" not in names:
         names += [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     return BaseModel(
-        model=(model if device_map == "auto" else model.to(on)).eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
         folder=folder,
         source=dict(source),

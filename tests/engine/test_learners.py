@@ -56,10 +56,10 @@ def gradients(one):
 
 
 def assert_same_step(found, expected):
-    """Both have taken BATCHES: gradients equal within 1e-6 of their size."""
+    """Both have taken BATCHES: gradients equal within rounding, 2e-6 of their size."""
     for one, other in zip(gradients(found), gradients(expected), strict=True):
         assert float(other.norm()) > 1e-3, "a vanishing gradient would prove nothing"
-        assert float((one - other).norm() / other.norm()) <= 1e-6
+        assert float((one - other).norm() / other.norm()) <= 2e-6
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "residual_prompt_tuning"])
@@ -68,6 +68,19 @@ def test_fewer_rows_at_once_leave_the_step_as_it_is(tiny, method, packing):
     whole, parts = learner(tiny(), method=method), learner(tiny(), method=method, rows_at_once=4, packing=packing)
     assert parts.backward(BATCHES, 0.2) == pytest.approx(whole.backward(BATCHES, 0.2), rel=1e-5)
     assert_same_step(parts, whole)
+
+
+def test_a_cpu_takes_passes_of_a_limited_number_of_tokens(tiny, monkeypatch):
+    """49 tokens in passes of about 20 are three of 5 rows; the step is that of one pass."""
+    whole = learner(tiny(), rows_at_once=15)
+    monkeypatch.setattr("pipeline.engine.learners.CPU_TOKENS_AT_ONCE", 20)
+    counted = MemoryFor(rows=15)
+    parts = learner(tiny(), objective=counted)
+    assert sum(len(example.token_ids) for batch in BATCHES.values() for example in batch) == 49
+    assert parts.backward(BATCHES, 0.2) == pytest.approx(whole.backward(BATCHES, 0.2), rel=1e-5)
+    assert_same_step(parts, whole)
+    assert counted.tried == [5, 5, 5]
+    assert parts.rows_at_once is None, "what a step takes depends on its texts, and is no limit for the next"
 
 
 def test_out_of_memory_halves_the_rows_and_takes_the_same_step(tiny):

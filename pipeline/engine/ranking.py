@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example
+from pipeline.engine.learners import halving
 from pipeline.engine.objectives import Classification
 from pipeline.engine.peft_adapter import PeftModule, adapter_sha256, load_peft_module, plain_module
 from pipeline.engine.peft_learner import PeftLearner
@@ -28,7 +29,11 @@ class Ranker(Protocol):
     """One tuned or hard prompt on its base model."""
 
     def rank(self, examples: Sequence[Example], *, batch_size: int, advance: Callable[[int], None] = lambda rows: None) -> torch.Tensor:
-        """Log-probabilities of the labels, [E, C] float32 on the CPU in the order of `examples`; `advance` is told of finished rows."""
+        """Log-probabilities of the labels, [E, C] float32 on the CPU in the order of `examples`; `advance` is told of finished rows.
+
+        When a batch does not fit into GPU memory, everything is ranked again with half as many rows at once. The longest rows come
+        first, so this shows before any row is finished.
+        """
         ...
 
 
@@ -42,15 +47,19 @@ class SharedPrefixRanker:
 
     def rank(self, examples: Sequence[Example], *, batch_size: int, advance: Callable[[int], None] = lambda rows: None) -> torch.Tensor:
         """See Ranker."""
-        return score_examples(
-            base=self.base,
-            prefix=self.prefix,
-            examples=examples,
-            verbalizers=self.objective.verbalizers,
-            batch_size=batch_size,
-            length_normalisation=self.objective.length_normalisation,
-            advance=advance,
-        )
+
+        def at_once(count: int) -> torch.Tensor:
+            return score_examples(
+                base=self.base,
+                prefix=self.prefix,
+                examples=examples,
+                verbalizers=self.objective.verbalizers,
+                batch_size=count,
+                length_normalisation=self.objective.length_normalisation,
+                advance=advance,
+            )
+
+        return halving(at_once, batch_size)[0]
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,12 @@ class PeftRanker:
 
     def rank(self, examples: Sequence[Example], *, batch_size: int, advance: Callable[[int], None] = lambda rows: None) -> torch.Tensor:
         """See Ranker."""
-        learner = PeftLearner(
-            base=self.base, head=self.head, objective=self.objective, modules=[self.module], scoring_batch_size=batch_size
-        )
-        return learner.log_probabilities(0, examples, advance=advance)
+
+        def at_once(count: int) -> torch.Tensor:
+            learner = PeftLearner(base=self.base, head=self.head, objective=self.objective, modules=[self.module], scoring_batch_size=count)
+            return learner.log_probabilities(0, examples, advance=advance)
+
+        return halving(at_once, batch_size)[0]
 
 
 def pass_for(base: BaseModel) -> Pass:

@@ -24,7 +24,6 @@ from pipeline.engine.packing import FLEX_ATTENTION, PackedRow, pack
 from pipeline.engine.prefix_cache import Prefix, cache_of, empty_cache, layers_of, rows_of_prefix
 from pipeline.engine.soft_prompt import SoftPrompt
 from pipeline.engine.template import Verbalizers
-from pipeline.errors import BaseModelError
 
 # Largest difference of log-probabilities between the shared pass and the plain one that rounding explains.
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.35, torch.float16: 0.05}
@@ -124,13 +123,6 @@ def run_behind(
         past_key_values=cache_of(rows_of_prefix(prefix, rows)) if cache is None else cache,
         use_cache=True,
     ).last_hidden_state
-
-
-def check_agreement(base: BaseModel) -> None:
-    """Raises BaseModelError when the shared pass does not give this model's own scores; see `disagreement`."""
-    reason = disagreement(base)
-    if reason is not None:
-        raise BaseModelError(f"{base.source['id']} cannot use the shared-prefix pass: {reason}. Train it through PEFT's forward.")
 
 
 def disagreement(base: BaseModel) -> str | None:

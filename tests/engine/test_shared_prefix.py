@@ -1,5 +1,7 @@
 """The shared-prefix pass against PEFT's own forward and against plain forwards of the base model."""
 
+import re
+
 import peft
 import pytest
 import torch
@@ -7,10 +9,9 @@ import torch
 from pipeline.engine.batching import Example, collate
 from pipeline.engine.initialisation import Initialisation, embed, initial_embeddings, key_values_of
 from pipeline.engine.prefix_cache import Prefix
-from pipeline.engine.shared_prefix import check_agreement, disagreement, encode_prefixes, key_value_shape, label_scores, sliding_window
+from pipeline.engine.shared_prefix import disagreement, encode_prefixes, key_value_shape, label_scores, sliding_window
 from pipeline.engine.soft_prompt import SoftPrompt
 from pipeline.engine.template import Verbalizers
-from pipeline.errors import BaseModelError
 
 FAMILIES = [
     "llama",
@@ -200,7 +201,6 @@ def test_without_prompt_and_head_the_plain_model_is_left(tiny):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_supported_families_pass_the_self_check(tiny, family):
     assert disagreement(tiny(family)) is None
-    check_agreement(tiny(family))
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,8 @@ def test_supported_families_pass_the_self_check(tiny, family):
         ("qwen3_next", r"it has layers of \['linear_attention'\], and only \['full_attention', 'sliding_attention'\] follow"),
     ],
 )
-def test_families_that_break_the_assumption_are_refused_with_the_reason(tiny, family, reason):
-    with pytest.raises(BaseModelError, match=rf"tiny/{family} cannot use the shared-prefix pass: {reason}"):
-        check_agreement(tiny(family))
+def test_families_that_break_the_assumption_are_found_out_with_the_reason(tiny, family, reason):
+    assert re.match(reason, disagreement(tiny(family)) or "")
 
 
 def test_self_check_notices_a_window_that_the_model_does_not_keep_to(tiny, monkeypatch):
@@ -246,7 +245,4 @@ def test_self_check_notices_logits_that_the_shared_pass_does_not_make(tiny, monk
         return output
 
     monkeypatch.setattr(base.model, "forward", rescaled)
-    with pytest.raises(
-        BaseModelError, match="tiny/llama cannot use the shared-prefix pass: its label scores and those of its plain forward"
-    ):
-        check_agreement(base)
+    assert str(disagreement(base)).startswith("its label scores and those of its plain forward pass differ by")

@@ -1,15 +1,16 @@
 """Turns and spreads: what is compared takes turns, so that a busy moment of the machine meets every side."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=Hashable)
 
 
-def take_turns(arms: Mapping[str, Callable[[], T]], repetitions: int) -> dict[str, list[T]]:
+def take_turns(arms: Mapping[Name, Callable[[], T]], repetitions: int) -> dict[Name, list[T]]:
     """Call every arm once per repetition; each repetition begins with the next arm, so that none is always first."""
-    found: dict[str, list[T]] = {name: [] for name in arms}
+    found: dict[Name, list[T]] = {name: [] for name in arms}
     names = list(arms)
     for repetition in range(repetitions):
         first = repetition % len(names)

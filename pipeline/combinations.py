@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.engine.base_model_files import stated_architecture
 from pipeline.engine.support import Architecture, Option, refusal_of
-from pipeline.params import TaskParams, TunedPromptInit, load_task
+from pipeline.params import PromptParams, TaskParams, TunedPromptInit, load_task
 from pipeline.params_file import listed, read_yaml, side_of
 
 
@@ -35,6 +35,25 @@ def refused(params: TaskParams, architecture: Architecture) -> Iterator[tuple[st
         why = refusal_of(option, params.tune.method.kind, architecture)
         if why:
             yield key, f"{why}; docs/methods.md has the tables"
+    why = hard_prompt_problem(params.prompt, architecture)
+    if why:
+        yield "prompt.hard_prompts", why
+    if architecture != "encoder":
+        return
+    for index, threshold in enumerate(params.gate.change_thresholds):
+        if threshold.baseline == "hard_prompt":
+            yield f"gate.change_thresholds.{index}.baseline", "an encoder has no hard_prompt to compare with; use majority_class"
+    if params.base_model.dtype in ("bfloat16", "float16"):
+        yield "base_model.dtype", f"an encoder's head is trained in the model's own dtype, {params.base_model.dtype}; use float32 or auto"
+
+
+def hard_prompt_problem(prompt: PromptParams, architecture: Architecture) -> str | None:
+    """What is wrong with the list of hard prompts for this architecture, if anything: it says whether there is such a baseline."""
+    if architecture == "encoder" and prompt.hard_prompts:
+        return f"an encoder cannot answer a hard prompt, found {len(prompt.hard_prompts)}; write []"
+    if architecture != "encoder" and not prompt.hard_prompts:
+        return "the tuned prompt is compared with the best hard prompt, found none; list at least one, such as the template"
+    return None
 
 
 def _options(params: TaskParams) -> Iterator[tuple[str, Option]]:

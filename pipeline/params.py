@@ -120,13 +120,13 @@ class PromptParams(Section):
 
     `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
     including its leading space; with `length_normalisation` the score of one that is several tokens long is their mean
-    log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline.
+    log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline. An encoder can answer none: it has [].
     """
 
     template: str
     verbalizers: Annotated[dict[str, str], Field(min_length=2)]
     length_normalisation: bool
-    hard_prompts: Annotated[list[str], Field(min_length=1)]
+    hard_prompts: list[str]
     maximum_field_tokens: PositiveInt
 
     @field_validator("verbalizers")
@@ -446,7 +446,7 @@ class TaskParams(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":
-        problems = [*_field_problems(self), *_metric_problems(self), *_group_problems(self)]
+        problems = [*_field_problems(self), *_metric_problems(self), *_baseline_problems(self), *_group_problems(self)]
         if problems:
             summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
             raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
@@ -472,6 +472,13 @@ def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     for index, threshold in enumerate(params.gate.value_thresholds):
         if threshold.metric not in known:
             yield f"gate.value_thresholds.{index}.metric", f"a minimum on {threshold.metric!r} cannot be judged; choose one of {known}"
+
+
+def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each change threshold against a hard prompt when there is none."""
+    for index, threshold in enumerate(params.gate.change_thresholds):
+        if threshold.baseline == "hard_prompt" and not params.prompt.hard_prompts:
+            yield f"gate.change_thresholds.{index}.baseline", "prompt.hard_prompts is empty, so there is no hard_prompt; use majority_class"
 
 
 def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.combinations import load_runnable_task
 from pipeline.errors import WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES
-from pipeline.params import TaskParams, load_task
+from pipeline.params import TaskParams
 
 DVC_FILE = "dvc.yaml"
 LOCK_FILE = "dvc.lock"
@@ -21,7 +22,7 @@ def check_checkout(root: Path, task: str) -> TaskParams:
 
     Raises ParamsError with all errors of params.yaml together, WorkspaceError for everything else.
     """
-    params = load_task(root / PARAMS_FILE, task)
+    params = load_runnable_task(root / PARAMS_FILE, task)
     _check_git(root)
     if not (root / ".dvc" / "config").is_file():
         raise WorkspaceError(

@@ -12,7 +12,7 @@ from pipeline.errors import PromptmillError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stage_named
 
 try:
-    from pipeline.params import load_task
+    from pipeline.combinations import load_runnable_task
 except ModuleNotFoundError as error:
     # dvc.yaml says `python`, which is whichever comes first on PATH.
     sys.exit(
@@ -27,7 +27,7 @@ VERBOSE_VARIABLE = "PROMPTMILL_VERBOSE"
 def run_stage(root: Path, stage_name: str, task: str) -> None:
     """Run one stage of one task below `root`; raises PromptmillError with a message for people."""
     stage = stage_named(stage_name)
-    params = load_task(root / PARAMS_FILE, task)
+    params = load_runnable_task(root / PARAMS_FILE, task)
     layout = Layout(root, task)
     module = importlib.import_module(f"pipeline.stages.{stage.name}")
     module.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))

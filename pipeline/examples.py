@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.combinations import hard_prompt_problem
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
 from pipeline.engine.template import Template, compile_template
@@ -14,7 +15,7 @@ from pipeline.records import read_parquet
 
 
 def task_base_model(params: TaskParams) -> BaseModel:
-    """The task's base model, loaded; slow steps are announced. Raises BaseModelError."""
+    """The task's base model, loaded, with a head for the labels if it is an encoder; slow steps are announced. Raises BaseModelError."""
     section = params.base_model
     base = load_base_model(
         source=section.source.model_dump(),
@@ -24,11 +25,9 @@ def task_base_model(params: TaskParams) -> BaseModel:
         num_labels=len(params.prompt.labels),
         say=announce,
     )
-    if base.architecture == "encoder":
-        raise BaseModelError(
-            f"{base.source['id']} is an encoder; the stages compare a tuned prompt with hard prompts, which an encoder cannot answer. "
-            "Choose a decoder-only or encoder-decoder base model."
-        )
+    problem = hard_prompt_problem(params.prompt, base.architecture)
+    if problem:
+        raise BaseModelError(f"prompt.hard_prompts does not fit {base.source['id']}, an {base.architecture}: {problem}.")
     return base
 
 

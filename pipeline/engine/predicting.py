@@ -55,9 +55,10 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
     records, and when a file of the bundle does not have the expected keys.
     """
     manifest = _read(bundle / "manifest.json", {"base_model": dict, "soft_prompt": dict})
+    words = _read(bundle / "verbalizers.json", {})
     wanted: Mapping[str, Any] = manifest["base_model"]
     if base is None:
-        base = load_base_model(source=_source(bundle, wanted.get("source")), dtype="auto", attention="auto", device=device)
+        base = load_base_model(source=_source(bundle, wanted.get("source")), device=device, num_labels=len(words))
     for part in ("weights_sha256", "tokenizer_sha256"):
         found = getattr(base, part)
         if found != wanted.get(part):
@@ -71,7 +72,6 @@ def load_predictor(bundle: Path, *, device: str = "auto", base: BaseModel | None
         raise BundleError(f"{bundle}: the manifest's soft_prompt.through is {through!r:.80}, expected one of {get_args(Pass)}.")
     types = {"template": str, "maximum_field_tokens": int, "length_normalisation": bool}
     text = _read(bundle / "template.json", types, length_normalisation=False)
-    words = _read(bundle / "verbalizers.json", {})
     template = compile_template(
         tokenizer=base.tokenizer,
         template=text["template"],

@@ -27,7 +27,7 @@ from pipeline.evaluation.intervals import (
     resampled_means,
     resampled_sums,
 )
-from pipeline.evaluation.predictions import BASELINES, TUNED, Predictions, Scored
+from pipeline.evaluation.predictions import TUNED, Predictions, Scored
 
 METHOD = (
     "accuracy, precision, recall: Wilson score interval; per-class F1: from a Wilson interval of hits among rows so labelled or predicted; "
@@ -45,7 +45,11 @@ def evaluate(predictions: Predictions, *, confidence_level: float, replicates: i
         "replicates": replicates,
         "method": METHOD,
         "variants": {name: describe(predictions, scored, **settings) for name, scored in predictions.variants.items()},
-        "comparisons": {f"{TUNED}_minus_{name}": compare(predictions, predictions.variants[name], **settings) for name in BASELINES},
+        "comparisons": {
+            f"{TUNED}_minus_{name}": compare(predictions, scored, **settings)
+            for name, scored in predictions.variants.items()
+            if name != TUNED
+        },
     }
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"
 BASELINES = ("hard_prompt", "majority_class")
-VARIANTS = (TUNED, *BASELINES)
 
 SUM_TOLERANCE = 1e-3
 # Probabilities are stored after rounding; two labels that tie within it are both argmax.
@@ -48,10 +47,10 @@ class Predictions:
         return self.variants[TUNED]
 
 
-def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
-    """Read and check the predictions of one task.
+def read_predictions(path: Path, labels: Sequence[str], *, hard_prompt: bool = True) -> Predictions:
+    """Read and check the predictions of one task; `hard_prompt` says whether it has hard prompts to compare with.
 
-    Raises StageInputError naming row and variant unless every variant of VARIANTS is there once per row, with the same rows,
+    Raises StageInputError naming row and variant unless every variant is there once per row and no other one, with the same rows,
     texts and labels in each; labels and predictions are of `labels`; probabilities are finite, within [0, 1], sum to 1 within
     SUM_TOLERANCE, and are highest for the prediction. Sums are then made exactly 1.
     """
@@ -60,12 +59,13 @@ def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
     surplus = [name for name in frame.columns if name.startswith("p.") and name not in columns]
     if surplus:
         raise StageInputError(f"{path} has the columns {surplus}, but the labels of prompt.verbalizers are {list(labels)}. {_AGAIN}")
-    by_variant = {name: _rows_of(path, frame, name) for name in VARIANTS}
-    unknown = sorted({str(name) for name in frame["variant"]} - set(VARIANTS))
+    baselines = BASELINES if hard_prompt else ("majority_class",)
+    by_variant = {name: _rows_of(path, frame, name) for name in (TUNED, *baselines)}
+    unknown = sorted({str(name) for name in frame["variant"]} - set(by_variant))
     if unknown:
-        raise StageInputError(f"{path} holds the unknown variants {unknown}; known: {list(VARIANTS)}. {_AGAIN}")
+        raise StageInputError(f"{path} holds the unknown variants {unknown}; known: {list(by_variant)}. {_AGAIN}")
     tuned = by_variant[TUNED]
-    for name in BASELINES:
+    for name in baselines:
         _check_same_rows(path, tuned, by_variant[name], name)
     return Predictions(
         labels=tuple(labels),

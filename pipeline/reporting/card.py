@@ -18,6 +18,7 @@ from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing
 from pipeline.reporting.formats import (
     Attribute,
     Check,
+    Comparison,
     Data,
     Estimate,
     Fairness,
@@ -100,7 +101,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
     """What the template shows, by name. Nothing in it is markup: the template escapes every value."""
     metrics = inputs.metrics
     right, wrong = choose_examples(inputs.predictions, metrics.labels, inputs.examples, inputs.seed)
-    variants = {VARIANT_NAMES[name]: cast(VariantMetrics, getattr(metrics.variants, name)) for name in VARIANT_NAMES}
+    variants = {VARIANT_NAMES[name]: variant for name, variant in metrics.variants if variant is not None}
     tuned = metrics.variants.tuned
     return {
         "card": inputs,
@@ -112,6 +113,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         "reasons": reasons(inputs.gate),
         "passed": sum(check.verdict == "PASS" for check in inputs.gate.checks),
         "variants": variants,
+        "comparisons": _comparisons(metrics),
         "variant_charts": [
             (name, [_variant_bar(label, record, key) for label, record in variants.items()]) for key, name in METRIC_NAMES.items()
         ],
@@ -270,6 +272,15 @@ def _environment() -> "jinja2.Environment":
     cast(dict[str, Any], environment.filters).update(filters)
     cast(dict[str, Any], environment.globals)["verdict_marks"] = VERDICT_MARKS
     return environment
+
+
+def _comparisons(metrics: Metrics) -> list[tuple[str, Comparison]]:
+    """Each baseline's name in a sentence with what the tuned prompt gains over it; the harder baseline first."""
+    named = (
+        ("hard prompt", metrics.comparisons.tuned_minus_hard_prompt),
+        ("majority class", metrics.comparisons.tuned_minus_majority_class),
+    )
+    return [(name, comparison) for name, comparison in named if comparison is not None]
 
 
 def _variant_bar(label: str, record: VariantMetrics, key: str) -> Bar:

@@ -105,10 +105,10 @@ class VariantMetrics(Record):
 
 
 class Variants(Record):
-    """The tuned prompt and its two baselines."""
+    """The tuned prompt and its baselines; an encoder has no hard prompt."""
 
     tuned: VariantMetrics
-    hard_prompt: VariantMetrics
+    hard_prompt: VariantMetrics | None = None
     majority_class: VariantMetrics
 
 
@@ -122,7 +122,7 @@ class Comparison(Record):
 class Comparisons(Record):
     """The tuned prompt against each baseline."""
 
-    tuned_minus_hard_prompt: Comparison
+    tuned_minus_hard_prompt: Comparison | None = None
     tuned_minus_majority_class: Comparison
 
 
@@ -247,9 +247,9 @@ class HardPrompt(Record):
 
 
 class Score(Record):
-    """What the score stage wrote."""
+    """What the score stage wrote; `hard_prompt` is null when the base model answers none."""
 
-    hard_prompt: str
+    hard_prompt: str | None
     hard_prompts: list[HardPrompt]
     rows: int
     seconds_per_row: dict[str, float | None]
@@ -444,10 +444,26 @@ def check_gate_inputs(gate: Gate, where: Path | str, found: GateInputs) -> None:
             )
 
 
+def check_hard_prompt(score: Score, metrics: Metrics, metrics_file: Path | str) -> None:
+    """Raise StageInputError unless the metrics have figures of a hard prompt exactly when one was scored."""
+    found = {
+        "variants.hard_prompt": metrics.variants.hard_prompt,
+        "comparisons.tuned_minus_hard_prompt": metrics.comparisons.tuned_minus_hard_prompt,
+    }
+    for key, figures in found.items():
+        if score.hard_prompt is not None and figures is None:
+            raise StageInputError(
+                f"{metrics_file} lacks the key {key!r}, which the prompt card shows. Run the stage that writes it again: `dvc repro`."
+            )
+        if score.hard_prompt is None and figures is not None:
+            raise StageInputError(f"{metrics_file} has {key!r}, but no hard prompt was scored. Run the evaluate stage again: `dvc repro`.")
+
+
 def check_labels(metrics: Metrics, fairness: Fairness, metrics_file: Path | str, fairness_file: Path | str) -> None:
     """Raise StageInputError when a table by label lacks one of the labels, naming the file and the key."""
-    for name in Variants.model_fields:
-        variant = cast(VariantMetrics, getattr(metrics.variants, name))
+    for name, variant in metrics.variants:
+        if variant is None:
+            continue
         _require(variant.per_class, metrics.labels, metrics_file, f"variants.{name}.per_class")
         _require(variant.predicted, metrics.labels, metrics_file, f"variants.{name}.predicted")
         if [len(row) for row in variant.confusion_matrix] != [len(metrics.labels)] * len(metrics.labels):

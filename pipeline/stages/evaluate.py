@@ -14,7 +14,7 @@ from pipeline.records import replacing_folder, write_json
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write `metrics` and `plots` from `predictions`; returns the metrics. Raises StageInputError for inconsistent predictions."""
-    predictions = read_predictions(inputs.predictions, params.prompt.labels)
+    predictions = read_predictions(inputs.predictions, params.prompt.labels, hard_prompt=bool(params.prompt.hard_prompts))
     figures = evaluate(
         predictions,
         confidence_level=params.evaluate.confidence_level,

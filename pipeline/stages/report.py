@@ -21,6 +21,7 @@ from pipeline.reporting.formats import (
     Split,
     check_gate,
     check_gate_inputs,
+    check_hard_prompt,
     check_labels,
     parse,
     parse_train_log,
@@ -33,6 +34,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     check_gate(card.gate, inputs.gate)
     judged = GateInputs(metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness))
     check_gate_inputs(card.gate, inputs.gate, judged)
+    check_hard_prompt(card.score, card.metrics, inputs.metrics)
     check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
     check_predictions(card.predictions, card.metrics.n, inputs.predictions)
     # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.

@@ -1,4 +1,7 @@
-"""score: predictions of the tuned prompt, of the best hard prompt and of the majority class on the same test rows."""
+"""score: predictions of the tuned prompt, of the best hard prompt and of the majority class on the same test rows.
+
+An encoder answers no hard prompt: then there are two variants.
+"""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ from pipeline.records import read_parquet, write_json, write_parquet
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Choose the best hard prompt on `validation`, score `test` with every variant, write `predictions` and `score_report`."""
+    """Choose the best hard prompt on `validation`, if any, score `test` with every variant, write `predictions` and `score_report`."""
     verify_bundle(inputs.bundle)
     test = read_parquet(inputs.test, ["row_id", "label", *params.ingest.columns.fields])
     selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation, ["row_id"])))
@@ -32,13 +35,13 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     predictor = load_predictor(inputs.bundle, base=base)
     objective = Classification(predictor.verbalizers, params.prompt.length_normalisation)
     through = pass_for(base)
-    with Progress("score", selection * len(params.prompt.hard_prompts) + 2 * len(test), "row") as progress:
+    hard_prompts = params.prompt.hard_prompts
+    with Progress("score", selection * len(hard_prompts) + (2 if hard_prompts else 1) * len(test), "row") as progress:
         candidates = _compare_hard_prompts(params, inputs.validation, base, objective, through, selection, progress)
-        best = max(candidates, key=lambda candidate: candidate["accuracy"])
-        variants = {
-            "tuned": (predictor.ranker, predictor.template),
-            "hard_prompt": _hard_prompt(params, base, objective, through, best["template"]),
-        }
+        best = max(candidates, key=lambda candidate: candidate["accuracy"])["template"] if candidates else None
+        variants = {"tuned": (predictor.ranker, predictor.template)}
+        if best is not None:
+            variants["hard_prompt"] = _hard_prompt(params, base, objective, through, best)
         frames: list[pd.DataFrame] = []
         seconds: dict[str, float] = {}
         for name, (ranker, template) in variants.items():
@@ -50,7 +53,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     frames.append(_frame("majority_class", test, params, np.tile(shares, (len(test), 1))))
     write_parquet(outputs.predictions, pd.concat(frames, ignore_index=True))
     report = {
-        "hard_prompt": best["template"],
+        "hard_prompt": best,
         "hard_prompts": candidates,
         "majority_class": majority,
         "rows": len(test),

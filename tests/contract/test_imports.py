@@ -81,7 +81,7 @@ changed = {key: [str(earlier[key]), str(later[key])] for key in earlier if earli
 sys.stdout.write(json.dumps({"modules": second, "changed": changed}))
 """
 
-TOP_LEVEL = ("__main__", "params", "params_file", "layout", "records", "errors", "manifest", "dvc_file", "gates")
+TOP_LEVEL = ("__main__", "combinations", "params", "params_file", "layout", "records", "errors", "manifest", "dvc_file", "gates")
 PACKAGES = ("data", "evaluation", "fairness", "reporting")
 GREAT_EXPECTATIONS = {"pipeline.data.contract", "pipeline.data.data_docs"}  # the data contract's edge
 HEAVY = ("torch", "transformers", "peft", "mlflow", "great_expectations", "prefect", "matplotlib")

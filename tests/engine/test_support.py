@@ -7,14 +7,21 @@ from typing import get_args
 
 import peft
 import pytest
-from transformers import AutoModelForSeq2SeqLM
+from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
+from transformers.models.auto import modeling_auto
 
+from pipeline.engine.base_model import architecture_of
 from pipeline.engine.methods import MethodName
-from pipeline.engine.support import ARCHITECTURES, METHODS, REFUSALS, SUPPORT, check_supported
+from pipeline.engine.support import ARCHITECTURES, ENCODER_FAMILIES, METHODS, REFUSALS, SUPPORT, architecture_stated, check_supported
 from pipeline.errors import BaseModelError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "methods.md"
+OPTIONS = {
+    "gradient checkpointing": "gradient_checkpointing",
+    "generation": "generation",
+    "a tuned prompt as start": "tuned_prompt_start",
+}
 
 
 def table_after(heading: str) -> list[list[str]]:
@@ -56,8 +63,8 @@ def test_every_method_has_its_paragraph_in_the_document():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_combination_is_answered_as_the_tables_say(method, architecture):
     assert check_supported(method=method, architecture=architecture) == SUPPORT[method][architecture]
-    for option in ("gradient checkpointing", "generation"):
-        asked = {"gradient_checkpointing" if option == "gradient checkpointing" else option: True}
+    for option, argument in OPTIONS.items():
+        asked = {argument: True}
         reasons = [one.reason for one in REFUSALS if one.option == option and method in one.methods and architecture in one.architectures]
         assert len(reasons) <= 1
         if reasons:
@@ -67,6 +74,40 @@ def test_each_combination_is_answered_as_the_tables_say(method, architecture):
                 check_supported(method=method, architecture=architecture, **asked)
         else:
             assert check_supported(method=method, architecture=architecture, **asked) == SUPPORT[method][architecture]
+
+
+# Speech and music: as a causal language model transformers loads their decoder alone, which has no text to read.
+NOT_OF_TEXT = {"musicgen", "musicgen_melody", "whisper"}
+
+
+def test_what_a_config_states_is_what_loading_finds():
+    """For every family that may be a base model, with each class its config may name; the encoders among them are all known."""
+    tables = [getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES") for name in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM")]
+    told: dict[str, set[str]] = {architecture: set() for architecture in ARCHITECTURES}
+    encoders: set[str] = set()
+    for kind in sorted({kind for table in tables for kind in table} - NOT_OF_TEXT - {"gemma4_assistant"}):  # it has no default config
+        config = CONFIG_MAPPING[kind]()
+        try:
+            found = architecture_of(config, kind)
+        except BaseModelError:
+            continue  # no base model, whatever its config says
+        encoders |= {kind} if found == "encoder" else set()
+        for name in {table[kind] for table in (*tables, modeling_auto.MODEL_MAPPING_NAMES) if isinstance(table.get(kind), str)}:
+            config.architectures = [name]
+            stated = architecture_stated(config.to_diff_dict())
+            assert stated in (None, found), f"{kind} as {name}: {stated}, loaded as {found}"
+            told[stated or found] |= {kind} if stated else set()
+    assert told["encoder"] == encoders == ENCODER_FAMILIES
+    assert {"t5", "bart", "mbart", "pegasus"} <= told["encoder_decoder"]
+    assert {"llama", "qwen3", "gpt2", "mistral", "gemma2", "bloom"} <= told["decoder"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"model_type": 3}, {"architectures": []}, {"architectures": "LlamaForCausalLM"}, {"model_type": "bert", "is_decoder": True}],
+)
+def test_a_config_that_does_not_tell_is_left_to_loading(config):
+    assert architecture_stated(config) is None
 
 
 @pytest.mark.parametrize(

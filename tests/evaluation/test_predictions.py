@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import StageInputError
+from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.predictions import read_predictions
 from tests.evaluation.scored_rows import LABELS
 
@@ -45,6 +46,16 @@ def test_good_predictions_come_back_in_the_order_of_their_ids(frame: pd.DataFram
     assert found.texts == list(rows["text"])
     assert [LABELS[index] for index in found.actual] == list(rows["label"])
     assert [LABELS[index] for index in found.variants["hard_prompt"].predicted] == list(rows["prediction"])
+
+
+def test_without_hard_prompts_there_are_two_variants_and_a_third_one_is_refused(frame: pd.DataFrame, write: Write) -> None:
+    found = read_predictions(write(frame[frame["variant"] != "hard_prompt"]), LABELS, hard_prompt=False)
+    assert list(found.variants) == ["tuned", "majority_class"]
+    assert list(evaluate(found, confidence_level=0.95, replicates=200, seed=0)["comparisons"]) == ["tuned_minus_majority_class"]
+    with pytest.raises(StageInputError, match=r"unknown variants \['hard_prompt'\]; known: \['tuned', 'majority_class'\]"):
+        read_predictions(write(frame), LABELS, hard_prompt=False)
+    with pytest.raises(StageInputError, match="no rows of variant 'hard_prompt'"):
+        read_predictions(write(frame[frame["variant"] != "hard_prompt"]), LABELS)
 
 
 def test_sums_within_the_tolerance_are_made_exact(frame: pd.DataFrame, write: Write) -> None:

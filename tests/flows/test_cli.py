@@ -97,6 +97,19 @@ def test_all_errors_of_params_are_reported_together_with_exit_code_2(tmp_path: P
     assert "sample_rows" in done.stderr
 
 
+def test_what_the_base_model_refuses_is_an_error_of_params_before_anything_runs(tmp_path: Path) -> None:
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("gradient_checkpointing: false", "gradient_checkpointing: true")
+    root = checkout_with_params(tmp_path / "w", text)
+    before = sorted(root.rglob("*"))
+    done = promptmill("run", "tweet_sentiment", folder=root)
+    assert done.returncode == 2
+    head, line = done.stderr.splitlines()
+    assert head == f"error: {root / 'params.yaml'} has 1 error(s); correct these keys:"
+    assert line.startswith("  defaults.tune.gradient_checkpointing: gradient checkpointing is refused for the method prompt_tuning ")
+    assert sorted(root.rglob("*")) == before
+
+
 def test_an_unknown_task_is_named_with_the_known_ones(tmp_path: Path) -> None:
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     done = promptmill("run", "tweets", folder=checkout_with_params(tmp_path / "w", text))

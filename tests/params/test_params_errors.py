@@ -37,6 +37,8 @@ ONE_MISTAKE = [
     (f"{T}/ingest/columns/fields", {"my text": "text"}, "tasks.tweet_sentiment.ingest.columns.fields", "'my text' cannot be a field name"),
     (f"{T}/ingest/columns/fields/file", 3, "tasks.tweet_sentiment.ingest.columns.fields.file", "found 3"),
     (f"{T}/base_model", {"source": {"kind": "hub", "id": "x"}}, "tasks.tweet_sentiment.base_model.source.revision", "missing"),
+    ("defaults/base_model/source/package", "a.b", "defaults.base_model.source.package", "pattern"),
+    (f"{T}/tune/gradient_checkpointing", 1, "tasks.tweet_sentiment.tune.gradient_checkpointing", "valid boolean; found 1"),
     (f"{T}/prompt/verbalizers", {"a": " x", "b": " x"}, "tasks.tweet_sentiment.prompt.verbalizers", "share one verbalizer"),
     (f"{T}/prompt/verbalizers", {"a": " x", "b": " "}, "tasks.tweet_sentiment.prompt.verbalizers", "empty verbalizer"),
     (f"{T}/prompt/verbalizers", {"a": " x"}, "tasks.tweet_sentiment.prompt.verbalizers", "at least 2 items"),

@@ -406,6 +406,7 @@ REQUIRED = [
     ("score_report", "hard_prompts.0.accuracy"),
     ("metrics", "labels"),
     ("metrics", "variants.hard_prompt"),
+    ("metrics", "comparisons.tuned_minus_hard_prompt"),
     ("metrics", "variants.tuned.accuracy"),
     ("metrics", "variants.tuned.accuracy.low"),
     ("metrics", "variants.tuned.per_class.neutral"),
@@ -420,6 +421,12 @@ REQUIRED = [
     ("gate", "checks.3.limit"),
     ("gate", "inputs.metrics_sha256"),
 ]
+
+
+def test_figures_of_a_hard_prompt_that_was_not_scored_are_refused(run: Run):
+    run.edit("score_report", lambda found: found.update(hard_prompt=None))
+    with pytest.raises(StageInputError, match=r"metrics\.json has 'variants\.hard_prompt', but no hard prompt was scored"):
+        run.render()
 
 
 @pytest.mark.parametrize(("name", "key"), REQUIRED)

@@ -73,6 +73,22 @@ def test_an_encoder_decoder_goes_through_the_stages(workspace: Path):
     assert predictions[predictions["variant"] == "tuned"]["p.good"].nunique() > 10
 
 
+def test_gradient_checkpointing_computes_layers_again_and_trains_the_same(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    change(workspace, "tune", method={"kind": "lora", "rank": 2}, learning_rate=0.01, maximum_steps=3, evaluate_every=3)
+    run(workspace, STAGES[:4])
+    log = Layout(workspace, TASK).path("train_log")
+    losses = [record["loss"] for record in read_jsonl(log) if record["event"] == "step"]
+    again: list[object] = []
+    backward = torch.utils.checkpoint._checkpoint_hook.__init__
+    monkeypatch.setattr(torch.utils.checkpoint._checkpoint_hook, "__init__", lambda *given: again.append(given[0]) or backward(*given))
+    run(workspace, ("tune",))
+    assert again == []
+    change(workspace, "tune", gradient_checkpointing=True)
+    run(workspace, ("tune",))
+    assert len(again) == 3 * 2 * 2  # steps x layers x verbalizers
+    assert [record["loss"] for record in read_jsonl(log) if record["event"] == "step"] == pytest.approx(losses, abs=1e-6)
+
+
 def test_several_trials_are_reported_and_the_best_one_is_exported(workspace: Path):
     change(workspace, "tune", trials={"seeds": [0, 1], "learning_rates": [0.05, 0.0001], "num_virtual_tokens": [4], "inits": []})
     manifest = run(workspace, STAGES[:4])

@@ -111,7 +111,9 @@ class FileFormat(Section):
     def _known_format(self) -> Self:
         stored = self.stored_format
         if not stored:
-            raise ValueError(f"the suffix of {self.path!r} says no format; set `format` to one of {', '.join(sorted(set(SUFFIXES.values())))}")
+            raise ValueError(
+                f"the suffix of {self.path!r} says no format; set `format` to one of {', '.join(sorted(set(SUFFIXES.values())))}"
+            )
         if stored not in ("csv", "tsv") and self.delimiter is not None:
             raise ValueError(f"a {stored} file has no delimiter; leave `delimiter` out")
         if stored in ("parquet", "arrow") and self.encoding != "utf-8":
@@ -333,6 +335,55 @@ class SplitParams(Section):
         if self.validation_share + self.test_share >= 1.0:
             raise ValueError("validation_share + test_share must stay below 1, or no training rows remain")
         return self
+
+
+# --- profile, reference, drift ----------------------------------------------------------------------------------------
+
+
+class ProfileParams(Section):
+    """What is kept of the training split for later comparisons: rows whose lengths and words count, rows that are embedded, words kept."""
+
+    sample_rows: PositiveInt
+    embedded_rows: PositiveInt
+    vocabulary_words: PositiveInt
+
+    @model_validator(mode="after")
+    def _embedded_are_sampled(self) -> "ProfileParams":
+        if self.embedded_rows > self.sample_rows:
+            raise ValueError(f"embedded_rows is {self.embedded_rows}, above sample_rows ({self.sample_rows}), from which they are taken")
+        return self
+
+
+class ReferenceParams(Section):
+    """What the training data is compared with: that of the `champion`, or of the version with this number."""
+
+    against: Any
+
+    @field_validator("against")
+    @classmethod
+    def _champion_or_version(cls, against: Any) -> str | int:
+        if against != "champion" and (isinstance(against, bool) or not isinstance(against, int) or against < 1):
+            raise ValueError(f"expected `champion` or the number of a version, found {against!r}")
+        return against
+
+
+class DriftParams(Section):
+    """When data has drifted. A check fails when the difference is beyond chance at `significance` and above its maximum.
+
+    With `on_drift: refuse` a check that fails, or has too few rows, keeps the gate from promoting. `folds` and `seed` are the domain
+    classifier's.
+    """
+
+    on_drift: Literal["report", "refuse"]
+    minimum_rows: Annotated[int, Field(ge=20)]
+    significance: OpenFraction
+    maximum_label_distance: Fraction
+    maximum_length_distance: Fraction
+    maximum_unknown_words: Fraction
+    maximum_group_difference: Fraction
+    maximum_domain_auc: Annotated[float, Field(ge=0.5, le=1.0)]
+    folds: Annotated[int, Field(ge=2, le=10)]
+    seed: Seed
 
 
 # --- prompt and base model --------------------------------------------------------------------------------------------
@@ -653,6 +704,9 @@ class TaskParams(Section):
     ingest: IngestParams
     validate_: Annotated[ValidateParams, Field(alias="validate")]
     split: SplitParams
+    profile: ProfileParams
+    reference: ReferenceParams
+    drift: DriftParams
     prompt: PromptParams
     base_model: BaseModelParams
     tune: TuneParams
@@ -677,7 +731,10 @@ def _answer_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     if params.ingest.columns.target is None and count < 2:
         yield "prompt.verbalizers", f"a task with labels needs at least 2 verbalizers, found {count}; give one for each label"
     if params.ingest.columns.target is not None and count:
-        yield "prompt.verbalizers", f"free text (ingest.columns.target) has no verbalizers, found {count}; leave them out or map ingest.columns.label"
+        yield (
+            "prompt.verbalizers",
+            f"free text (ingest.columns.target) has no verbalizers, found {count}; leave them out or map ingest.columns.label",
+        )
 
 
 def _field_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

@@ -95,6 +95,14 @@ def evaluate_checks(gate: GateParams, labels: Sequence[str], metrics: Record, fa
     return [_judged(planned) for planned in _planned_checks(gate, labels, metrics, fairness)]
 
 
+def drift_checks(drift: Record) -> list[Check]:
+    """The check on the drift record when the params want the gate to refuse for it (`drift.on_drift: refuse`), else none."""
+    if drift.get("on_drift") != "refuse":
+        return []
+    rule = "PASS when no drift check fails; INSUFFICIENT when one has too few rows; a first version has nothing to drift from"
+    return [_judged(_Planned("drift", rule, 0.0, partial(_judge_drift, drift)))]
+
+
 def decide(checks: Sequence[Check]) -> tuple[Decision, list[str]]:
     """The decision and the reasons against promotion: the sentence of each check that does not pass."""
     reasons = [f"{check['name']}: {check['verdict']}: {check['sentence']}" for check in checks if check["verdict"] != "PASS"]
@@ -222,6 +230,24 @@ def _judge_degeneracy(threshold: DegeneracyThreshold, labels: Sequence[str], met
     if share > maximum:
         return _Finding("DEGENERATE", f"{said}: too much for a prompt that tells the labels apart.", value=share, n=n)
     return _Finding("PASS", f"{said}, and every label is predicted.", value=share, n=n)
+
+
+def _judge_drift(drift: Record) -> _Finding:
+    checks = _at(drift, ("checks",), "the drift record")
+    n = _count(_at(drift, ("rows", "current"), "the drift record"), "the number of training rows")
+    found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in ("FAIL", "INSUFFICIENT", "PASS")}
+    if sum(map(len, found.values())) + sum(check["verdict"] == "NOT APPLICABLE" for check in checks) != len(checks) or not checks:
+        raise _NoFigure("ERROR", "The drift record lists no checks, or one with an unknown verdict.", n)
+    failed = len(found["FAIL"])
+    for verdict in ("FAIL", "INSUFFICIENT"):
+        if found[verdict]:
+            said = " ".join(f"{check['name']}: {check['sentence']}" for check in found[verdict])
+            return _Finding(
+                verdict, f"{len(found[verdict])} of {len(checks)} drift checks have the verdict {verdict}. {said}", value=failed, n=n
+            )
+    if not found["PASS"]:
+        return _Finding("PASS", f"No drift check applies. {checks[0]['sentence']}", value=failed, n=n)
+    return _Finding("PASS", f"None of {len(checks)} drift checks fails.", value=failed, n=n)
 
 
 def _against_minimum(figure: _Figure, minimum: float, what: str) -> _Finding:

@@ -84,6 +84,23 @@ class _Planned:
     obstacle: str | None = None
 
 
+def drift_report(current: Profile, reference: Profile | None, *, against: Mapping[str, Any], limits: "DriftParams") -> dict[str, Any]:
+    """The drift record: what was compared with what, every check, and the verdict that follows from them.
+
+    `against` says which version was asked for and which one's profile the reference is, or why there is none.
+    """
+    checks = compare(current, reference, limits=limits, reason=str(against.get("reason") or ""))
+    return {
+        "against": {name: against.get(name) for name in ("asked", "version", "reason")},
+        "rows": {"current": current.rows, "reference": reference.rows if reference else None},
+        "on_drift": limits.on_drift,
+        "significance": limits.significance,
+        "minimum_rows": limits.minimum_rows,
+        "verdict": overall(checks),
+        "checks": checks,
+    }
+
+
 def compare(current: Profile, reference: Profile | None, *, limits: "DriftParams", reason: str = "") -> list[DriftCheck]:
     """Every check of `current` against `reference`; `reason` says why there is no reference."""
     return [_judged(planned, limits) for planned in _planned_checks(current, reference, limits, reason)]

@@ -28,12 +28,13 @@ from safetensors.numpy import load, save_file
 from pipeline.data.deduplication import normalise
 from pipeline.errors import StageInputError
 from pipeline.fairness.groups import text_groups
-from pipeline.records import read_json, replacing_file, sha256_json, write_json
+from pipeline.records import read_json, replacing_file, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from pipeline.params import ProfileParams, TextGroups
 
 SCHEMA_VERSION = 1
+REFERENCE_FILE, RECORD_FILE, ARRAYS_FILE = "reference.json", "data_profile.json", "profile.safetensors"
 GROUP_COLUMN = "group."
 COLUMN_DEFINITION = "column"  # an attribute that is a column of the data, not a pattern in the text
 
@@ -189,6 +190,33 @@ def read_profile(*, record: Path, arrays: Path) -> Profile:
     return profile
 
 
+def write_reference(folder: Path, *, asked: str | int, version: int | None, reason: str | None) -> dict[str, Any]:
+    """Say in `folder` which version was `asked` for, which one's profile lies there, and else for what `reason` none does.
+
+    Returns the record. Where there is a version, the two files of its profile must lie in the folder already.
+    """
+    record = {"asked": asked, "version": version, "reason": reason}
+    if version is not None:
+        record["data_profile_sha256"] = sha256_file(folder / RECORD_FILE)
+    write_json(folder / REFERENCE_FILE, record)
+    return record
+
+
+def read_reference(folder: Path) -> tuple[dict[str, Any], Profile | None]:
+    """What `write_reference` said, and the profile, if there is one; raises StageInputError naming the file that was altered."""
+    record = read_json(folder / REFERENCE_FILE)
+    if record.get("version") is None:
+        if not record.get("reason"):
+            raise StageInputError(f"{folder / REFERENCE_FILE} names neither a version nor a reason why there is none. {_AGAIN}")
+        return record, None
+    found = sha256_file(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else None
+    if found != record.get("data_profile_sha256"):
+        raise StageInputError(
+            f"{folder / RECORD_FILE} has sha256 {found}, {REFERENCE_FILE} says {record.get('data_profile_sha256')}: the file was altered. {_AGAIN}"
+        )
+    return record, read_profile(record=folder / RECORD_FILE, arrays=folder / ARRAYS_FILE)
+
+
 def _read_arrays(path: Path, expected: Any, record: Path) -> dict[str, NDArray[Any]]:
     """The arrays, from the very bytes whose sha256 was compared."""
     try:
@@ -211,9 +239,9 @@ class _Counts:
     patterns: Mapping[str, "TextGroups"]
     rows: int = 0
     labelled: bool = False
-    labels: Counter[str] = field(default_factory=lambda: Counter[str]())
-    matched: dict[str, Counter[str]] = field(default_factory=lambda: dict[str, Counter[str]]())
-    columns: dict[str, Counter[str]] = field(default_factory=lambda: dict[str, Counter[str]]())
+    labels: Counter[str] = field(default_factory=Counter[str])
+    matched: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    columns: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
 
     def add(self, batch: pa.RecordBatch, texts: Sequence[str]) -> None:
         """Count the rows of one batch."""

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 STAGE_KEY = "promptmill.stage_key"
 RECORDER = "promptmill.recorder"
+DATA_PROFILE_SHA256 = "promptmill.data_profile_sha256"
+PROFILE_FOLDER = "profile"
 
 # MLflow's limits (mlflow/utils/validation.py); a dataset digest cannot hold a whole sha256, so the source holds it.
 MAXIMUM_KEY, MAXIMUM_PARAM, PARAMS_PER_BATCH, METRICS_PER_BATCH, DIGEST_CHARACTERS = 250, 6000, 100, 1000, 36
 
-_FILES = ("ingest_report", "data_report", "split_report", "train_log", "score_report", "metrics", "fairness", "gate", "card")
-_FOLDERS = {"bundle": "bundle", "plots": "plots"}
+_FILES = ("ingest_report", "data_report", "split_report", "drift", "train_log", "score_report", "metrics", "fairness", "gate", "card")
+_FOLDERS = {"bundle": "bundle", "plots": "plots", "data_profile": PROFILE_FOLDER, "profile_arrays": PROFILE_FOLDER}
 _CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
 _AGAIN = "Run `dvc repro` for this task again."
 
@@ -70,8 +72,8 @@ class _Content:
     files: list[tuple[Path, str | None]]
 
 
-def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
-    """What dvc.lock says about each stage of `task`; raises StageInputError naming the stage that is not in it."""
+def read_lock(lock: Path) -> dict[str, Any]:
+    """The entries of dvc.lock, by stage and task (`tune@tweet_sentiment`); raises StageInputError when it is missing or broken."""
     try:
         document: Any = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,11 +85,24 @@ def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
     known: Any = cast(dict[str, Any], document).get("stages") if isinstance(document, dict) else None
     if not isinstance(known, dict):
         raise StageInputError(f"{lock} has no mapping `stages`. Restore it from git or run `dvc repro`.")
+    return cast(dict[str, Any], known)
+
+
+def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
+    """What dvc.lock says about each stage of `task`; raises StageInputError naming the stage that is not in it."""
+    known = read_lock(lock)
     names = [f"{stage.name}@{task}" for stage in STAGES]
     for name in names:
         if not isinstance(known.get(name), dict):
             raise StageInputError(f"{lock} has no entry {name}: that stage has not been run. {_AGAIN}")
     return {name: known[name] for name in names}
+
+
+def locked_outputs(entries: Mapping[str, Any], task: str) -> dict[str, str]:
+    """Path -> DVC's md5 (with the suffix .dir for a folder) of every output of `task` that lock entries list."""
+    stages = [f"{stage.name}@{task}" for stage in STAGES]
+    outputs = [out for stage in stages for out in entries.get(stage, {}).get("outs", ())]
+    return {str(out["path"]): str(out["md5"]) for out in outputs if "path" in out and "md5" in out}
 
 
 def stage_key(*, entries: Mapping[str, Any]) -> str:
@@ -153,6 +168,17 @@ def metric_figures(metrics: Mapping[str, Any], fairness: Mapping[str, Any]) -> d
     return {_shortened_key(name): value for name, value in figures.items()}
 
 
+def drift_figures(drift: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of drift.json as `drift/<check>`, `..._low`, `..._high` and `..._p`, and `drift/failed`, the number of failed checks."""
+    figures = {"drift/failed": float(sum(check["verdict"] == "FAIL" for check in drift["checks"]))}
+    for check in drift["checks"]:
+        name = f"drift/{segment(check['name'])}"
+        _add_estimate(figures, name, check)
+        if check["p_value"] is not None:
+            figures[f"{name}_p"] = float(check["p_value"])
+    return {_shortened_key(name): value for name, value in figures.items()}
+
+
 def training_curve(log: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     """(metric, value, step) of every number that train_log.jsonl holds at a step; with several trials each has a folder of its own."""
     prefixes = {"step": "train", "evaluation": "validation"}
@@ -186,7 +212,7 @@ def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path) ->
         if not path.exists():
             raise StageInputError(f"{path} does not exist. {_AGAIN}")
     try:
-        figures = metric_figures(metrics, fairness)
+        figures = metric_figures(metrics, fairness) | drift_figures(read_json(layout.path("drift")))
         curve = training_curve(read_jsonl(layout.path("train_log")))
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:
@@ -200,6 +226,7 @@ def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> di
         "promptmill.manifest_sha256": manifest_sha256(layout.path("bundle")),
         "promptmill.gate_decision": gate.decision,
         "promptmill.gate_sha256": gate.sha256,
+        DATA_PROFILE_SHA256: sha256_file(layout.path("data_profile")),
     }
     known = {
         "promptmill.git_commit": code.get("commit"),

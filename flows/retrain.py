@@ -7,6 +7,8 @@ from typing import Any
 from prefect import State, flow
 from prefect.states import Completed
 
+from flows.reference import STAGE as REFERENCE
+from flows.reference import reference_is_stale
 from flows.stage_process import StageRun
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, stage_task
 from flows.terminal import duration
@@ -25,7 +27,8 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
-    run_stages(workspace, task, stage_seconds=stage_seconds)
+    forced = [REFERENCE] if reference_is_stale(workspace, task) else []
+    run_stages(workspace, task, stage_seconds=stage_seconds, forced=forced)
     recorded = record(workspace, task)
     version = register(workspace, task, recorded.run_id, recorded.stage_key)
     check(workspace, task, version)
@@ -44,11 +47,15 @@ def run_stages(
     stages: Sequence[str] = tuple(stage.name for stage in STAGES),
     stage_seconds: float = STAGE_SECONDS,
     retry_delay_seconds: float = 10.0,
+    forced: Sequence[str] = (),
 ) -> list[StageRun]:
-    """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow."""
+    """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow.
+
+    Those in `forced` run although DVC sees no change.
+    """
     done: list[StageRun] = []
     for number, stage in enumerate(stages, 1):
-        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds)
+        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds, force=stage in forced)
         try:
             done.append(step(root, task, f"[{number}/{len(stages)}] {stage}"))
         except TimeoutError as error:

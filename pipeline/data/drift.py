@@ -173,7 +173,7 @@ def _labels(current: Profile, reference: Profile | None, limits: "DriftParams") 
     now, then = current.labels, reference.labels if reference else None
     obstacle = None
     if now is None or (reference is not None and then is None):
-        obstacle = "the targets are free text, not labels" if now is None else "the reference has free-text targets"
+        obstacle = f"{'these rows have' if now is None else 'the reference has'} no labels"
     return _Planned(
         name="labels",
         method=JENSEN_SHANNON,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHECKSUM_SUFFIX = ".sha256"
 
 _CHECKSUM_LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
-_REPAIR = "Delete it and its .sha256, and run `dvc repro`."  # how that is done is in docs/data.md
+_REPAIR = "Run `promptmill data repair TASK` for its task, which removes altered copies, then `promptmill run TASK`, which makes it again."
 
 
 def _fsync(path: Path) -> None:
@@ -135,15 +135,18 @@ def read_parquet(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
         return frame
 
 
-def iterate_parquet(path: Path, columns: Iterable[str] = (), batch_rows: int = 65_536) -> Iterator["pa.RecordBatch"]:
+def iterate_parquet(
+    path: Path, columns: Iterable[str] = (), batch_rows: int = 65_536, *, sha256: str | None = None
+) -> Iterator["pa.RecordBatch"]:
     """Yield the rows of a Parquet file written by a stage as batches of at most `batch_rows` rows, of `columns` only (none: all).
 
-    The whole file is verified before the first batch; what is raised is as in `read_parquet`.
+    The whole file is verified before the first batch, against `sha256` where the file lies without its checksum, as in DVC's
+    cache; what is raised is as in `read_parquet`.
     """
     import pyarrow.parquet as pq
 
     wanted = list(columns)
-    with _verified(path) as stream, _readable(path), pq.ParquetFile(stream) as file:
+    with _verified(path, sha256) as stream, _readable(path), pq.ParquetFile(stream) as file:
         _check_columns(path, file.schema_arrow.names, wanted)
         yield from file.iter_batches(batch_rows, columns=wanted or None)
 
@@ -178,11 +181,11 @@ def _checksummed(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def _verified(path: Path) -> Generator[BinaryIO]:
-    """The file, open at its start, once the bytes behind this very handle have the recorded sha256."""
+def _verified(path: Path, sha256: str | None = None) -> Generator[BinaryIO]:
+    """The file, open at its start, once the bytes behind this very handle have the recorded sha256, or the given one."""
     if not path.is_file():
         raise StageInputError(f"{path} does not exist. Run the stage that writes it: `dvc repro`.")
-    expected = _recorded_sha256(path)
+    expected = sha256 or _recorded_sha256(path)
     try:
         stream = path.open("rb")
     except OSError as error:

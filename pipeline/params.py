@@ -43,8 +43,8 @@ NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", 
 
 def _text_encoding(name: str) -> str:
     try:
-        info = codecs.lookup(name)
-        known = isinstance("".encode(name), bytes) and info.name not in NO_CHARSETS
+        known = codecs.lookup(name).name not in NO_CHARSETS
+        "".encode(name)  # bytes to bytes, such as base64, is no text encoding
     except (LookupError, ValueError):
         known = False
     if not known:
@@ -187,6 +187,9 @@ class SqlSource(Section):
     query: Annotated[str, Field(min_length=1)]
 
 
+Source = Annotated[PackageFileSource | FileSource | HubDatasetSource | SqlSource, Field(discriminator="kind")]
+
+
 class Columns(Section):
     """Which source column plays which part. `fields` maps the name used in `{braces}` of templates to a source column.
 
@@ -238,7 +241,7 @@ class IngestParams(Section):
     the first rows of a file are no fair sample of it.
     """
 
-    source: Annotated[PackageFileSource | FileSource | HubDatasetSource | SqlSource, Field(discriminator="kind")]
+    source: Source
     columns: Columns
     sample_rows: PositiveInt | None = None
     stratify_sample: bool = False
@@ -323,12 +326,47 @@ class ValidateParams(Section):
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
+IgnoredPart = Literal["urls", "handles", "digits", "punctuation"]
+
+
+class NearDuplicateParams(Section):
+    """When two texts count as the same: at least `similarity` of the shingles that either has are in both (Jaccard similarity).
+
+    A shingle is `shingle_characters` characters in a row. Shingles in more than `boilerplate_share` of the texts are a template and do not count.
+    """
+
+    similarity: Annotated[float, Field(ge=0.5, le=1.0)]
+    shingle_characters: Annotated[int, Field(ge=2, le=32)]
+    boilerplate_share: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class ExternalTest(Section):
+    """A test file of your own, of any source that ingest reads; `fields` as in ingest.columns. It is only compared, never scored."""
+
+    source: Source
+    fields: Annotated[dict[str, str], Field(min_length=1)]
+
+
 class SplitParams(Section):
-    """Shares of the accepted rows; what remains is the training split. `test_rows`/`validation_rows` cap the size."""
+    """Shares of the accepted rows; what remains is the training split.
+
+    `ignored`: the parts of a text that do not count when texts are compared. `external_test`: rows of training and validation
+    that are in it are set aside.
+    """
 
     validation_share: OpenFraction
     test_share: OpenFraction
     seed: Seed = 0
+    ignored: list[IgnoredPart]
+    near_duplicates: NearDuplicateParams
+    external_test: ExternalTest | None = None
+
+    @field_validator("ignored")
+    @classmethod
+    def _listed_once(cls, parts: list[IgnoredPart]) -> list[IgnoredPart]:
+        if len(set(parts)) != len(parts):
+            raise ValueError(f"a part is listed twice: {parts}")
+        return parts
 
     @model_validator(mode="after")
     def _room_for_training(self) -> "SplitParams":
@@ -393,12 +431,12 @@ class PromptParams(Section):
     """How an example is shown to the base model.
 
     `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
-    including its leading space (none for a task with free-text targets); with `length_normalisation` the score of one that is several
+    including its leading space (`{}` for a task with free-text targets); with `length_normalisation` the score of one that is several
     tokens long is their mean log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline.
     """
 
     template: str
-    verbalizers: dict[str, str] = {}
+    verbalizers: dict[str, str]
     length_normalisation: bool
     hard_prompts: Annotated[list[str], Field(min_length=1)]
     maximum_field_tokens: PositiveInt
@@ -406,6 +444,8 @@ class PromptParams(Section):
     @field_validator("verbalizers")
     @classmethod
     def _distinct(cls, verbalizers: dict[str, str]) -> dict[str, str]:
+        if len(verbalizers) == 1:
+            raise ValueError(f"expected at least 2 items, one for each label (none for free text), found {verbalizers}")
         if len(set(verbalizers.values())) != len(verbalizers):
             raise ValueError(f"two labels share one verbalizer: {verbalizers}")
         if any(not value.strip() for value in verbalizers.values()):
@@ -728,12 +768,12 @@ class TaskParams(Section):
 def _answer_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     """(dotted path, problem) where the verbalizers do not fit the kind of answer: two or more for labels, none for free text."""
     count = len(params.prompt.verbalizers)
-    if params.ingest.columns.target is None and count < 2:
-        yield "prompt.verbalizers", f"a task with labels needs at least 2 verbalizers, found {count}; give one for each label"
+    if params.ingest.columns.target is None and not count:
+        yield "prompt.verbalizers", "empty; give one for each label (ingest.columns.label)"
     if params.ingest.columns.target is not None and count:
         yield (
             "prompt.verbalizers",
-            f"free text (ingest.columns.target) has no verbalizers, found {count}; leave them out or map ingest.columns.label",
+            f"free text (ingest.columns.target) has no verbalizers, found {count}; write {{}} or map ingest.columns.label",
         )
 
 

@@ -151,6 +151,14 @@ def iterate_parquet(
         yield from file.iter_batches(batch_rows, columns=wanted or None)
 
 
+def parquet_schema(path: Path) -> "pa.Schema":
+    """The columns of a Parquet file written by a stage and their types; what is raised is as in `read_parquet`."""
+    import pyarrow.parquet as pq
+
+    with _verified(path) as stream, _readable(path), pq.ParquetFile(stream) as file:
+        return file.schema_arrow
+
+
 def checksum_file(path: Path) -> Path:
     """Where the checksum of a Parquet file lies: beside it, in the form that `sha256sum --check` reads."""
     return path.with_name(path.name + CHECKSUM_SUFFIX)

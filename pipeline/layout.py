@@ -53,7 +53,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("ingest", ("ingest",), (), ("raw", "ingest_report")),
     Stage(
         "validate",
-        ("validate", "prompt"),
+        ("validate", "prompt", "base_model", "tune"),
         ("raw",),
         ("accepted", "quarantined", "data_report", "data_docs"),
     ),

@@ -24,6 +24,7 @@ from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.params import TaskParams
 from pipeline.records import read_json, read_jsonl, sha256_file, sha256_json
 from pipeline.registry.connection import Connection, artifacts_folder, connect, explained, task_lock
+from pipeline.registry.data_identity import data_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -127,8 +128,9 @@ def record_run(*, root: Path, task: str, params: TaskParams, layout: Layout, loc
     call makes a fresh one. Raises StageInputError or BundleError when an output is missing or altered, RegistryError when
     MLflow refuses.
     """
-    key = stage_key(entries=lock_entries(lock=lock, task=task))
-    content = _read_content(root, params, layout, lock)
+    entries = lock_entries(lock=lock, task=task)
+    key = stage_key(entries=entries)
+    content = _read_content(root, params, layout, lock, locked_outputs(entries, task))
     connection = connect(root=root, create=True)
     with task_lock(root=root, task=task), explained(f"Recording the run of {task} in {connection.uri}", "Run the same command again."):
         experiment = _experiment(connection, task)
@@ -201,7 +203,7 @@ def segment(name: str) -> str:
     return safe if safe.strip(". ") else "_" + safe.replace(".", "_x2e_")
 
 
-def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path) -> _Content:
+def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, outputs: Mapping[str, str]) -> _Content:
     manifest = verify_bundle(layout.path("bundle"))
     gate = gate_evidence(layout)
     metrics, fairness = read_json(layout.path("metrics")), read_json(layout.path("fairness"))
@@ -217,7 +219,8 @@ def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path) ->
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:
         raise StageInputError(f"A report of {layout.task} lacks what docs/stage-files.md promises ({error!r}). {_AGAIN}") from error
-    return _Content(_tags(manifest, layout, gate), flatten_params(params), figures, curve, splits, files)
+    tags = _tags(manifest, layout, gate) | data_tags(layout, outputs)
+    return _Content(tags, flatten_params(params), figures, curve, splits, files)
 
 
 def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> dict[str, str]:

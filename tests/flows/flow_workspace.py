@@ -109,11 +109,8 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     (layout.root / "params.yaml").unlink()
     shutil.rmtree(layout.path("bundle"))
     shutil.copytree(bundle, layout.path("bundle"))
-    rows = pd.DataFrame(
-        {"row_id": ["a", "b", "c"], "text": ["late again", "great crew", "gate four"], "label": ["negative", "positive", "neutral"]}
-    )
-    for name in ("raw", "accepted", "quarantined", "train", "validation", "test", "predictions"):
-        write_parquet(layout.path(name), rows)
+    for name in ("quarantined", "predictions"):
+        write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     layout.path("data_docs").mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")
     passed = decision == "promote"

@@ -24,6 +24,7 @@ ODDITIES = {
 }
 _ODD = {name: re.compile(f"[{characters}]") for name, characters in ODDITIES.items()}
 _ANY_ODD = re.compile(f"[{''.join(ODDITIES.values())}]")
+_PLAIN = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 _REFUSED = re.compile("[\0\ud800-\udfff]")
 _TEXT_OF = (int, decimal.Decimal, datetime.date, datetime.time, uuid.UUID)  # a datetime is a date, a bool an int
 
@@ -52,13 +53,16 @@ def examine(cells: Sequence[str | None], *, column: str, first_row: int, where: 
         raise SourceError(
             f"{where}, data row {row}, column {column!r}: {len(cell):,} characters, the limit is {MAXIMUM_CELL_CHARACTERS:,}. Shorten the text."
         )
-    everything = " ".join(cell for cell in cells if cell)
-    if everything.isascii() and everything.isprintable():
+    # Most characters are plain ASCII, and dropping those as bytes is ten times faster than a search among them.
+    remarkable = (
+        "".join(cell for cell in cells if cell).encode("utf-8", "surrogatepass").translate(None, _PLAIN).decode("utf-8", "surrogatepass")
+    )
+    if not remarkable:
         return
-    if _REFUSED.search(everything):
+    if _REFUSED.search(remarkable):
         row, cell = next((row, cell) for row, cell in enumerate(cells, first_row) if cell and _REFUSED.search(cell))
         kind = "a NUL character" if "\0" in cell else "half of a surrogate pair, which is no character"
         raise SourceError(f"{where}, data row {row}, column {column!r}: {kind}. Correct the text where it was made.")
-    if _ANY_ODD.search(everything):
+    if _ANY_ODD.search(remarkable):
         for name, pattern in _ODD.items():
             oddities[name] += sum(1 for cell in cells if cell and pattern.search(cell))

@@ -81,11 +81,13 @@ class FileBytes:
     raw: BinaryIO = field(repr=False)
     packed: bool
     _stored: _Stored = field(repr=False)
+    _finished: bool = False
 
     def finish(self) -> None:
         """Read what is left of the stored bytes, so that hash and size cover all of them."""
-        while self._stored.read(_PIECE):
+        while not self._finished and self._stored.read(_PIECE):
             pass
+        self._finished = True
 
     @property
     def sha256(self) -> str:
@@ -122,6 +124,7 @@ def seekable(file: FileBytes) -> Generator[BinaryIO]:
     if isinstance(file.raw, io.BufferedReader) and not file.packed:
         before = _state(file.raw)
         file.finish()
+        file.caps.bytes = 0  # from here on the cells count, not the file that holds them
         file.raw.seek(0)
         yield cast(BinaryIO, file.raw)
         if _state(file.raw) != before:
@@ -131,7 +134,7 @@ def seekable(file: FileBytes) -> Generator[BinaryIO]:
         while piece := file.stream.read(_PIECE):
             copy.write(piece)
         copy.seek(0)
-        file.caps.bytes = 0  # from here on the cells count, not the file that holds them
+        file.caps.bytes = 0  # as above
         yield cast(BinaryIO, copy)
 
 

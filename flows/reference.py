@@ -15,18 +15,23 @@ from pipeline.registry.tracking import lock_entries, stage_key
 STAGE = "reference"
 
 
-def reference_is_stale(root: Path, task: str) -> bool:
+def reference_is_stale(root: Path, task: str, *, forced: bool = False) -> bool:
     """Whether the stage `reference` must run again although DVC would not: it holds another version than the champion.
 
     Not while the champion was made from the outputs as they are now: it was compared with its predecessor, and comparing it with
-    itself would make a new version of the same prompt, which would become champion, and so on.
+    itself would make a new version of the same prompt, which would become champion, and so on. With `forced` another stage will run although DVC sees no change, so the outputs will be others.
     """
     if load_task(root / PARAMS_FILE, task).reference.against != CHAMPION:
         return False
     number, key = champion_version(root=root, task=task) or (None, None)
     if number == _recorded_version(root, task):
         return False
-    return key is None or bool(changed_stages(root, task)) or key != stage_key(entries=lock_entries(lock=root / LOCK_FILE, task=task))
+    return (
+        forced
+        or key is None
+        or bool(changed_stages(root, task))
+        or key != stage_key(entries=lock_entries(lock=root / LOCK_FILE, task=task))
+    )
 
 
 def _recorded_version(root: Path, task: str) -> int | None:

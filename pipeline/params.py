@@ -408,8 +408,7 @@ class ReferenceParams(Section):
 class DriftParams(Section):
     """When data has drifted. A check fails when the difference is beyond chance at `significance` and above its maximum.
 
-    With `on_drift: refuse` a check that fails, or has too few rows, keeps the gate from promoting. `folds` and `seed` are the domain
-    classifier's.
+    With `on_drift: refuse` a check that fails, or has too few rows, keeps the gate from promoting. `seed` is the domain classifier's.
     """
 
     on_drift: Literal["report", "refuse"]
@@ -420,7 +419,6 @@ class DriftParams(Section):
     maximum_unknown_words: Fraction
     maximum_group_difference: Fraction
     maximum_domain_auc: Annotated[float, Field(ge=0.5, le=1.0)]
-    folds: Annotated[int, Field(ge=2, le=10)]
     seed: Seed
 
 

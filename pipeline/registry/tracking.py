@@ -298,7 +298,7 @@ def _write_content(connection: Connection, run_id: str, content: _Content) -> No
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path=folder)
         else:
-            client.log_artifact(run_id, str(path))
+            client.log_artifact(run_id, str(path), artifact_path=folder)
 
 
 def _datasets(splits: Mapping[str, Mapping[str, Any]]) -> list["DatasetInput"]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 from safetensors.numpy import save_file
 
+from pipeline.data.drift import drift_report
+from pipeline.data.profiles import make_profile, write_profile, write_reference
 from pipeline.layout import STAGES, Layout, Stage
 from pipeline.manifest import write_manifest
 from pipeline.params import TaskParams, load_task
@@ -24,6 +27,8 @@ from pipeline.registry.connection import connect
 
 TASK = "tweet_sentiment"
 LABELS = ["negative", "neutral", "positive"]
+WORDS = "the crew was late again and lost my bag at gate four thank you for a lovely flight"
+OTHER_WORDS = "personal data shall be shared with third parties under applicable law unless otherwise required"
 DAMAGES = ("one bit flipped", "truncated", "file added", "file missing", "manifest altered", "another bundle")
 PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
 
@@ -101,11 +106,7 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     write_json(layout.path("gate"), {"task": TASK, "decision": decision, "reasons": reasons, "checks": [], "inputs": {}})
     write_json(layout.path("score_report"), {"task": TASK})
     write_data(layout, seed)
-    write_json(layout.path("data_profile"), {"seed": seed})
-    write_json(layout.path("drift"), {"checks": []})
-    for path in (layout.path("profile_arrays"), layout.path("reference") / "reference.json"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{"seed": {seed}}}', encoding="utf-8")
+    write_data_profile(layout, seed)
     log = [
         {"event": "step", "trial": 0, "step": step, "loss": 2.0 - step / 1000, "learning_rate": 0.01, "seconds": 0.1}
         for step in range(steps)
@@ -137,6 +138,32 @@ def write_data(layout: Layout, seed: int) -> None:
     write_json(layout.path("data_report"), {"rows": 120, "accepted": 100, "quarantined": 20, "expectations": met})
     splits = {name: {"rows": end - first, "labels": {}, "sha256": sums[name]} for name, (first, end) in list(parts.items())[2:]}
     write_json(layout.path("split_report"), {"splits": splits, "split_ids_sha256": f"{seed + 1:064}", "seed": 0})
+
+
+def write_data_profile(layout: Layout, seed: int) -> None:
+    """The profile of `made_up_rows`, no reference, and the drift report that follows."""
+    params = load_task(PARAMS_YAML, TASK)
+    made = make_profile(
+        [made_up_rows(seed)], fields=["text"], groups={}, settings=params.profile, embed=letters, base_model={"id": "letters"}
+    )
+    write_profile(made, record=layout.path("data_profile"), arrays=layout.path("profile_arrays"), task=TASK)
+    layout.path("reference").mkdir(parents=True, exist_ok=True)
+    against = write_reference(layout.path("reference"), asked="champion", version=None, reason="no champion yet")
+    write_json(layout.path("drift"), {"task": TASK, **drift_report(made, None, against=against, limits=params.drift)})
+
+
+def made_up_rows(seed: int, rows: int = 300) -> pa.RecordBatch:
+    """Labelled texts; those of seeds 0 to 9 are from one source, the others from one with other words and labels."""
+    generator = np.random.default_rng(seed)
+    words, shares = (WORDS, (0.4, 0.4, 0.2)) if seed < 10 else (OTHER_WORDS, (0.1, 0.1, 0.8))
+    texts = [" ".join(generator.choice(words.split(), 8)) for _ in range(rows)]
+    ids = [f"{number:016x}" for number in generator.permutation(rows)]
+    return pa.RecordBatch.from_pydict({"row_id": ids, "text": texts, "label": generator.choice(LABELS, rows, p=shares).tolist()})
+
+
+def letters(texts: Sequence[str]) -> np.ndarray:
+    """A stand-in for the base model's embeddings: how often each letter is in a text, [N, 26]."""
+    return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], dtype=np.float32)
 
 
 def _locked(layout: Layout, stage: Stage) -> Iterator[dict[str, str]]:

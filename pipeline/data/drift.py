@@ -40,7 +40,7 @@ SHARES = "largest difference in a group's share, Newcombe interval; chi-square t
 DOMAIN = "AUC of a logistic regression on mean token embeddings, two-fold cross-validation; DeLong's error"
 
 # Strong, because a point has hundreds of coordinates and a side a few thousand rows.
-REGULARISATION = 0.01
+REGULARISATION = 0.001
 FOLDS = 2
 
 

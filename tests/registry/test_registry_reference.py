@@ -1,5 +1,6 @@
 """The data profile of a version, from a real store and back; and what is refused on the way."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pipeline.registry import promotion
 from pipeline.registry.connection import connect
 from pipeline.registry.reference import champion_version, fetch_reference
 from pipeline.registry.tracking import DATA_PROFILE_SHA256
-from tests.registry.registry_workspace import TASK, Workspace
+from tests.registry.registry_workspace import TASK, Workspace, write_outputs
 
 
 @pytest.fixture
@@ -22,16 +23,26 @@ def fetched(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def champion(workspace: Workspace) -> Workspace:
-    promotion.promote(root=workspace.root, task=TASK, version=workspace.register())
-    return workspace
+@pytest.fixture(scope="module")
+def champion(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a champion, version 1; each test leaves its store as it was."""
+    made = Workspace(tmp_path_factory.mktemp("champion"))
+    database = made.root / ".promptmill" / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    shutil.copy(empty_database, database)
+    write_outputs(made.root, 1)
+    promotion.promote(root=made.root, task=TASK, version=made.register())
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def stored_profile(workspace: Workspace) -> Path:
-    """The folder in which MLflow keeps the profile of the only run."""
-    (found,) = workspace.artifacts.rglob(f"profile/{RECORD_FILE}")
-    return found.parent
+    """The folder in which MLflow keeps the profile of the first run."""
+    return min(workspace.artifacts.rglob(f"profile/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime_ns).parent
 
 
 def test_the_champions_profile_comes_back_as_it_was_recorded(champion: Workspace, fetched: Path):
@@ -45,15 +56,6 @@ def test_the_champions_profile_comes_back_as_it_was_recorded(champion: Workspace
     run = connect(root=champion.root).client.get_run(champion.record().run_id).data
     assert run.metrics["drift/failed"] == 0
     assert len(run.tags[DATA_PROFILE_SHA256]) == 64
-
-
-def test_a_version_can_be_named(champion: Workspace, fetched: Path):
-    champion.make(2)
-    champion.register()
-    assert fetch_reference(root=champion.root, task=TASK, against=2, destination=fetched)["version"] == 2
-    number, key = champion_version(root=champion.root, task=TASK) or (None, None)
-    assert number == 1
-    assert key != champion.record().stage_key
 
 
 @pytest.mark.parametrize("registered", [False, True])
@@ -90,8 +92,13 @@ def test_an_unknown_version_is_an_error(champion: Workspace, fetched: Path):
 
 
 def test_a_version_that_was_recorded_without_a_profile_says_so(champion: Workspace, fetched: Path):
-    connect(root=champion.root).client.delete_tag(champion.record().run_id, DATA_PROFILE_SHA256)
-    said = fetch_reference(root=champion.root, task=TASK, against="champion", destination=fetched)
+    client, run_id = connect(root=champion.root).client, champion.record().run_id
+    tag = client.get_run(run_id).data.tags[DATA_PROFILE_SHA256]
+    client.delete_tag(run_id, DATA_PROFILE_SHA256)
+    try:
+        said = fetch_reference(root=champion.root, task=TASK, against="champion", destination=fetched)
+    finally:
+        client.set_tag(run_id, DATA_PROFILE_SHA256, tag)
     assert said["version"] is None
     assert said["reason"] == "version 1 was recorded without a data profile"
 
@@ -112,6 +119,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_profile_that_was_altered_in_the_store_is_refused_by_name(champion: Workspace, fetched: Path, what: str):
     damage, expected = DAMAGES[what]
-    damage(stored_profile(champion))
-    with pytest.raises(RegistryError, match=expected):
-        fetch_reference(root=champion.root, task=TASK, against="champion", destination=fetched)
+    folder = stored_profile(champion)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    damage(folder)
+    try:
+        with pytest.raises(RegistryError, match=expected):
+            fetch_reference(root=champion.root, task=TASK, against="champion", destination=fetched)
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+def test_a_version_can_be_named(champion: Workspace, fetched: Path):
+    champion.make(2)
+    champion.register()
+    assert fetch_reference(root=champion.root, task=TASK, against=2, destination=fetched)["version"] == 2
+    number, key = champion_version(root=champion.root, task=TASK) or (None, None)
+    assert number == 1
+    assert key != champion.record().stage_key

@@ -16,7 +16,7 @@ from typing import Any, cast
 import great_expectations as gx
 import great_expectations.expectations.core as core
 import numpy as np
-from great_expectations.compatibility import pydantic
+from great_expectations.compatibility.pydantic import ValidationError  # pyright: ignore[reportPrivateImportUsage]
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult, ExpectationValidationResult
 from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
 from great_expectations.expectations.expectation import Expectation
@@ -142,7 +142,7 @@ def _problems(wanted: ExpectationParams, known_columns: Sequence[str]) -> list[s
         hint = f"; did you mean {' or '.join(close)}" if close else ""
         return [f"{wanted.expectation!r} is no expectation that can be asked of these rows{hint}"]
     given = wanted.arguments
-    allowed = sorted(set(cast("Mapping[str, Any]", kind.__fields__)) - _OURS - {"severity"})
+    allowed = sorted(set(cast("Any", kind).__fields__) - _OURS - {"severity"})
     unknown = [name for name in given if name not in allowed]
     if unknown:
         return [f"{wanted.expectation} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(allowed)}"]
@@ -159,7 +159,7 @@ def _invalid(kind: type[Expectation], given: Mapping[str, Any]) -> list[str]:
     """What the class itself says about the arguments, and patterns that are none."""
     try:
         kind(**given)
-    except pydantic.ValidationError as error:
+    except ValidationError as error:
         return [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
     except (TypeError, ValueError) as error:
         return [" ".join(str(error).split())]
@@ -275,7 +275,7 @@ def _observed(check: Check, outcome: ExpectationValidationResult, rows: int) -> 
     details: dict[str, Any] = outcome.result
     if _raised(outcome):
         return "could not be evaluated"  # the exception's text may quote a value, so it is left out
-    if "unexpected_count" in details:
+    if "unexpected_count" in details and "element_count" in details:
         bad, total = details["unexpected_count"], details["element_count"]
         return f"{bad} of {total} rows do not conform" if bad else f"all {total} rows conform"
     if check.expectation == "ExpectTableRowCountToBeBetween":

@@ -14,9 +14,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import compute
 
 from pipeline.errors import ParamsError
+
+pc: Any = compute  # its functions are made at import and unknown to type checkers
 
 KINDS = ("e-mail addresses", "phone numbers", "card numbers")
 _WORDS = {"e-mail addresses": "[e-mail address]", "phone numbers": "[phone number]", "card numbers": "[card number]"}

@@ -1,7 +1,7 @@
 """Row rules of the data contract: which rows are set aside, under which rule and why."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,8 @@ def rules_of(plan: Plan) -> tuple[str, ...]:
 def reasons(rows: Measures, found: Sequence[int], plan: Plan, limits: ValidateParams) -> list[str]:
     """A sentence for each of `rows`, which the rules `found` set aside; it holds no text of the row but an unknown label's first 40 characters."""
     sentences = _sentences(plan, limits)
-    return [sentences[RULES[rule]](row) for rule, row in zip(found, rows.to_dict("records"), strict=True)]
+    records = cast("list[dict[str, Any]]", rows.to_dict("records"))
+    return [sentences[RULES[rule]](row) for rule, row in zip(found, records, strict=True)]
 
 
 def _single_row_rules(rows: Measures, plan: Plan, limits: ValidateParams) -> Iterator[tuple[str, Flags]]:

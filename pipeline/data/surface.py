@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import compute
 
 from pipeline.errors import ParamsError
+
+pc: Any = compute  # its functions are made at import and unknown to type checkers
 
 # Property -> RE2 pattern of the texts that have it.
 PATTERNS = {"URL": r"(?i)\bhttps?://|\bwww\.\w", "handle": r"(?:^|[^\w@])@\w", "hashtag": r"(?:^|[^\w&#])#\w"}

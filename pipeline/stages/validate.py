@@ -44,8 +44,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     schema = parquet_schema(inputs.raw)
     plan = _plan(params, schema, inputs.raw)
     remove_parquet(outputs.accepted)
+    measured = measure((), plan, schema).columns
+    own = own_checks(limits.expectations, [name for name in dict.fromkeys((*schema.names, *measured)) if name not in _NOT_FOR_EXPECTATIONS])
     rows = measure(iterate_parquet(inputs.raw, batch_rows=BATCH_ROWS), plan, schema)
-    own = own_checks(limits.expectations, [name for name in (*schema.names, *rows.columns) if name not in _NOT_FOR_EXPECTATIONS])
     rules = apply_row_rules(rows, plan, limits)
     _write_quarantined(inputs.raw, outputs.quarantined, schema, rows, rules, plan, limits)
     found = figures(rows[rules == PASSES], plan)
@@ -97,16 +98,17 @@ def _plan(params: TaskParams, schema: pa.Schema, raw: Path) -> Plan:
 
 
 def _check_columns(schema: pa.Schema, texts: Sequence[str], raw: Path) -> None:
-    wanted = {**dict.fromkeys(texts, "text"), "source_row": "a whole number", "label_confidence": "a number"}
-    tests = {
-        "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-        "a whole number": pa.types.is_integer,
-        "a number": pa.types.is_floating,
-    }
-    for name, expected in wanted.items():
+    kinds = {**dict.fromkeys(texts, "text"), "source_row": "a whole number", "label_confidence": "a number"}
+    for name, expected in kinds.items():
         found = schema.field(name).type if name in schema.names else None
-        if found is None or not tests[expected](found):
+        if found is None or _kind(found) != expected:
             raise StageInputError(f"{raw}: the column {name} is {found or 'missing'}, expected {expected}. Run the stage ingest again.")
+
+
+def _kind(found: pa.DataType) -> str:
+    if pa.types.is_string(found) or pa.types.is_large_string(found):
+        return "text"
+    return "a whole number" if pa.types.is_integer(found) else "a number" if pa.types.is_floating(found) else "something else"
 
 
 # --- copying rows -----------------------------------------------------------------------------------------------------

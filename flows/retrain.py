@@ -9,11 +9,14 @@ from prefect.states import Completed
 
 from flows.reference import STAGE as REFERENCE
 from flows.reference import reference_is_stale
+from flows.source_file import STAGE as INGEST
+from flows.source_file import source_changed
 from flows.stage_process import StageRun
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, stage_task
-from flows.terminal import duration
+from flows.terminal import duration, say
 from pipeline.errors import StageFailed
-from pipeline.layout import STAGES, Layout, find_root
+from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
+from pipeline.params import load_task
 from pipeline.registry.tracking import gate_evidence
 
 NOT_PROMOTED = "NotPromoted"
@@ -27,8 +30,7 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
-    forced = [REFERENCE] if reference_is_stale(workspace, task) else []
-    run_stages(workspace, task, stage_seconds=stage_seconds, forced=forced)
+    run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
     recorded = record(workspace, task)
     version = register(workspace, task, recorded.run_id, recorded.stage_key)
     check(workspace, task, version)
@@ -38,6 +40,14 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     if gate.decision != "promote":
         return Completed(name=NOT_PROMOTED, message=" ".join(gate.reasons), data=result)
     return {**result, "previous_champion": promote(workspace, task, version)["previous_champion"]}
+
+
+def stale_stages(root: Path, task: str) -> list[str]:
+    """The stages that must run again although DVC sees no change: it watches neither local source files nor the champion."""
+    stale = [INGEST] if source_changed(root, task, load_task(root / PARAMS_FILE, task)) else []
+    if stale:
+        say("The source file is not the one that was read last, so it is read again.")
+    return stale + ([REFERENCE] if reference_is_stale(root, task, forced=bool(stale)) else [])
 
 
 def run_stages(

@@ -18,7 +18,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 def read_parquet_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:
     """Yield the wanted columns of all rows; raises SourceError where the file is broken or lacks a column."""
-    with _readable(where, "Parquet"):
+    with readable(where, "Parquet file"):
         schema = pq.read_schema(stream)
         _check_names(schema, wanted, where)
         # Repeated texts stay stored once until they are cut into blocks: a small file can stand for a huge table.
@@ -31,7 +31,7 @@ def read_parquet_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, ca
 
 def read_arrow_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:
     """Yield the wanted columns of all rows of an Arrow IPC file or stream; raises SourceError where it is broken or lacks a column."""
-    with _readable(where, "Arrow"):
+    with readable(where, "Arrow file"):
         is_file = stream.read(6) == b"ARROW1"
         if not is_file:
             _check_end_of_stream(stream, where)
@@ -113,10 +113,10 @@ def _check_end_of_stream(stream: BinaryIO, where: str) -> None:
 
 
 @contextmanager
-def _readable(where: str, kind: str) -> Generator[None]:
-    """Name the file in what pyarrow raises."""
+def readable(where: str, kind: str) -> Generator[None]:
+    """Name the source in what pyarrow raises."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, NotImplementedError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise SourceError(f"{where} is not a readable {kind} file ({problem}). Fetch or write the file again.") from None
+        raise SourceError(f"{where} is not a readable {kind} ({problem}). Fetch or write the file again.") from None

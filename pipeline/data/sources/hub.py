@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.sources.columnar import batch_blocks
+from pipeline.data.sources.columnar import batch_blocks, readable
 from pipeline.data.sources.limits import BLOCK_ROWS, Caps
 from pipeline.data.sources.tables import Blocks, positions
 from pipeline.errors import SourceError
@@ -37,7 +37,7 @@ def open_hub_dataset(source: HubDatasetSource, wanted: Sequence[str], caps: Caps
             datasets.enable_progress_bars()
     positions(dataset.column_names, wanted, where=where)
     fingerprint: str = dataset._fingerprint  # the only name the library has for it
-    return batch_blocks(_batches(dataset.select_columns(list(dict.fromkeys(wanted)))), wanted, where, caps), where, fingerprint
+    return _blocks(dataset.select_columns(list(dict.fromkeys(wanted))), wanted, where, caps), where, fingerprint
 
 
 def _name(source: HubDatasetSource) -> str:
@@ -72,6 +72,11 @@ def _load(datasets: Any, source: HubDatasetSource, path: str, where: str) -> Any
         cause = error.__cause__ or error
         problem = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         raise SourceError(f"{where} cannot be loaded ({problem}). Correct ingest.source, or check the network and HF_TOKEN.") from None
+
+
+def _blocks(dataset: Any, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:
+    with readable(where, "data set"):
+        yield from batch_blocks(_batches(dataset), wanted, where, caps)
 
 
 def _batches(dataset: Any) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,7 @@
-"""The rows of a SQL query, through SQLAlchemy, read in chunks inside a transaction that is always rolled back."""
+"""The rows of a SQL query, through SQLAlchemy, read in chunks inside a transaction that is never committed.
+
+SQLite and PostgreSQL are told to refuse writes, too. Elsewhere a query such as DROP TABLE may take effect at once: give a user that may only read.
+"""
 
 import hashlib
 import os
@@ -14,6 +17,12 @@ from pipeline.errors import SourceError
 from pipeline.params import SqlSource
 
 _CHUNK_ROWS = BLOCK_ROWS // 8
+_OPTIONS: dict[str, Any] = {
+    "stream_results": True,
+    "max_row_buffer": _CHUNK_ROWS,
+    "no_parameters": True,  # otherwise some drivers take a % in the query for a placeholder
+    "postgresql_readonly": True,
+}
 
 
 @contextmanager
@@ -25,8 +34,9 @@ def open_query(source: SqlSource, wanted: Sequence[str], caps: Caps) -> Generato
     engine = _engine(source.url_variable)
     secrets = [engine.url.password] if engine.url.password else []
     try:
-        # no_parameters: otherwise some drivers take a % in the query for a placeholder.
-        with engine.connect().execution_options(stream_results=True, max_row_buffer=_CHUNK_ROWS, no_parameters=True) as connection:
+        with engine.connect().execution_options(**_OPTIONS) as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("PRAGMA query_only = ON")
             result = connection.exec_driver_sql(source.query)
             if not result.returns_rows:
                 raise SourceError(
@@ -101,4 +111,4 @@ def _problem(error: Exception, secrets: Sequence[str]) -> str:
     text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
     for secret in secrets:
         text = text.replace(secret, "***")
-    return text.rstrip(".")
+    return text.rstrip(".?")

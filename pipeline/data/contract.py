@@ -334,6 +334,8 @@ def _pages(
 def _redact(outcome: ExpectationValidationResult, verdict: Verdict) -> None:
     """Keep the counts, put row ids in place of values, and drop exceptions, which can quote values."""
     kept = {key: outcome.result[key] for key in _REDACTED_KEYS if key in outcome.result}
+    if "unexpected_percent" not in kept:  # a count of distinct values, which its renderer takes for one of rows
+        kept.pop("unexpected_count", None)
     observed = cast("Any", outcome.result.get("observed_value"))
     if _is_number(observed):
         # A plain float or int: its renderer fails on those of numpy.

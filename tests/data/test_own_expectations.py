@@ -164,7 +164,7 @@ VALUES = [
     {"expectation": "expect_column_quantile_values_to_be_between", "column": "source_row", "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 1]]}},
     {"expectation": "expect_column_values_to_be_in_set", "column": "text", "value_set": ["x"]},
     {"expectation": "expect_column_pair_values_to_be_equal", "column_A": "text", "column_B": "label"},
-    {"expectation": "expect_select_column_values_to_be_unique_within_record", "column_list": ["label", "label"]},
+    {"expectation": "expect_multicolumn_sum_to_equal", "column_list": ["source_row"], "sum_total": 1},
     {"expectation": "expect_column_value_lengths_to_equal", "column": "text", "value": 3},
     {"expectation": "expect_column_values_to_be_unique", "column": "label"},
     {"expectation": "expect_column_values_to_be_null", "column": "text"},

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,32 @@ from ruamel.yaml import YAML
 
 from flows.data_changes import changes_text, compare_versions
 from flows.dvc_cache import cache_folder, cached_object, fetch
-from flows.terminal import answer, number, table
+from flows.terminal import answer, table
 from flows.workspace import LOCK_FILE, check_checkout
 from pipeline.data.comparison import RawTable
 from pipeline.errors import StageInputError, WorkspaceError
-from pipeline.layout import FILES, Layout, find_root
+from pipeline.layout import FILES, STAGES, Layout, find_root
 from pipeline.records import read_json, sha256_file, verify_parquet
-from pipeline.registry.data_identity import SPLITS, data_tags
+from pipeline.registry.data_identity import SPLITS, data_of, data_tags
 from pipeline.registry.data_versions import RecordedData, data_of_version, recorded_data
 from pipeline.registry.tracking import locked_outputs, read_lock
 
 HERE = "here"
 SHORT, SHORTEST = 8, 4  # hex digits: shown, and taken as a name
-HEADER = ("data", "splits", "first run", "rows", "accepted", "train/validation/test", "contract", "runs", "prompts", "git commit", "")
+HEADER = ("data", "splits", "since", "rows", "accepted", "train/validation/test", "contract", "runs", "prompts", "git commit", "")
 
 Key = tuple[str, ...]  # DVC's md5 of the raw table and of the three splits
 
 
 @dataclass
 class DataVersion:
-    """One data version: its data tags as far as known (at least `raw_md5`), and what was made from it."""
+    """One data version: its data tags as far as known (at least `raw_md5`), and what was made from it.
+
+    `since` is when a run or a commit first had it, `commit` the newest whose dvc.lock lists it, `here` whether the checkout does.
+    """
 
     tags: dict[str, str]
+    since: datetime | None = None
     runs: list[RecordedData] = field(default_factory=list)
     commit: str | None = None
     here: bool = False
@@ -46,7 +51,7 @@ class DataVersion:
         versions = {number: aliases for run in self.runs for number, aliases in run.versions.items()}
         return {
             **self.tags,
-            "first_recorded_at": self.runs[0].recorded_at if self.runs else None,
+            "since": self.since.astimezone(UTC).isoformat(timespec="seconds") if self.since else None,
             "runs": [run.run_id for run in self.runs],
             "prompt_versions": [{"version": number, "aliases": aliases} for number, aliases in sorted(versions.items())],
             "git_commit": self.commit,
@@ -55,7 +60,7 @@ class DataVersion:
 
 
 def log(task: str, *, as_json: bool) -> int:
-    """Print the data versions of the task, newest last; returns the exit code."""
+    """Print the data versions of the task, the one that is known longest first; returns the exit code."""
     root = find_root(Path.cwd())
     check_checkout(root, task)
     versions = data_versions(root, task)
@@ -79,14 +84,21 @@ def diff(task: str, before: str, after: str, *, as_json: bool) -> int:
 
 
 def data_versions(root: Path, task: str) -> list[DataVersion]:
-    """Every data version that MLflow, git or the checkout knows: those without a run first, then in the order of their first runs."""
+    """Every data version that MLflow, git or the checkout knows, in the order in which they became known."""
     found: dict[Key, DataVersion] = {}
     for run in recorded_data(root=root, task=task):
-        found.setdefault(_key(run.tags), DataVersion(dict(run.tags))).runs.append(run)
-    for commit, lock in _locks(root):
-        _note_commit(root, task, commit, lock, found)
+        version = found.setdefault(_key(run.tags), DataVersion(dict(run.tags)))
+        version.runs.append(run)
+        version.since = version.since or datetime.fromisoformat(run.recorded_at)
+    for commit, when, lock in _locks(root):
+        version = _version_of_lock(root, task, YAML(typ="base").load(lock), found)
+        if version is not None:
+            version.commit = version.commit or commit
+            version.since = min(when, version.since or when)
     _note_checkout(root, task, found)
-    return sorted(found.values(), key=lambda version: version.runs[0].recorded_at if version.runs else "")
+    split = {key[0] for key in found if key[1]}
+    listed = [version for key, version in found.items() if key[1] or version.here or key[0] not in split]
+    return sorted(listed, key=lambda version: version.since or datetime.max.replace(tzinfo=UTC))
 
 
 # --- where versions are known from ------------------------------------------------------------------------------------
@@ -96,24 +108,36 @@ def _key(tags: Mapping[str, str]) -> Key:
     return tuple(tags.get(f"{name}_md5", "") for name in ("raw", *SPLITS))
 
 
-def _locks(root: Path) -> Iterator[tuple[str, str]]:
-    """(commit, text of dvc.lock) of every commit of any branch that changed it, newest first."""
-    commits = _git(root, "log", "--all", "--format=%H", "--", LOCK_FILE).split()
-    for commit in commits:
+def _locks(root: Path) -> Iterator[tuple[str, datetime, str]]:
+    """(commit, its time, text of dvc.lock) of every commit of any branch that changed it, newest first."""
+    for line in _git(root, "log", "--all", "--format=%H %cI", "--", LOCK_FILE).splitlines():
+        commit, when = line.split()
         text = _git(root, "show", f"{commit}:./{LOCK_FILE}")
         if text:  # empty where the commit removed the file
-            yield commit, text
+            yield commit, datetime.fromisoformat(when), text
 
 
-def _note_commit(root: Path, task: str, commit: str, lock: str, found: dict[Key, DataVersion]) -> None:
-    """Add what a commit's dvc.lock says of the task to the version it belongs to, unless a newer commit did."""
-    stages: Any = (YAML(typ="base").load(lock) or {}).get("stages", {})
-    outputs = locked_outputs(stages, task)
+def _version_of_lock(root: Path, task: str, lock: Any, found: dict[Key, DataVersion]) -> DataVersion | None:
+    """The version that a dvc.lock speaks of, among `found` from now on; None when the task's ingest is not in it."""
+    outputs = _current_outputs(lock.get("stages", {}) if isinstance(lock, dict) else {}, task)
     tags = {f"{name}_md5": outputs[path] for name in ("raw", *SPLITS) if (path := FILES[name].format(task=task)) in outputs}
     if "raw_md5" not in tags:
-        return
-    version = found.setdefault(_key(tags), DataVersion({**tags, **_cached_report(root, task, outputs)}))
-    version.commit = version.commit or commit
+        return None
+    if _key(tags) not in found:
+        found[_key(tags)] = DataVersion({**tags, **_cached_report(root, task, outputs)})
+    return found[_key(tags)]
+
+
+def _current_outputs(entries: Mapping[str, Any], task: str) -> dict[str, str]:
+    """The outputs that belong together: those of a stage that last ran on other inputs than dvc.lock now lists are left out."""
+    listed = locked_outputs(entries, task)
+    current: dict[str, str] = {}
+    for stage in STAGES:
+        name = f"{stage.name}@{task}"
+        read = {dep["path"]: dep.get("md5") for dep in entries.get(name, {}).get("deps", ())}
+        if all(current.get(path) == md5 for path, md5 in read.items() if path in listed):
+            current |= locked_outputs({name: entries.get(name, {})}, task)
+    return current
 
 
 def _cached_report(root: Path, task: str, outputs: Mapping[str, str]) -> dict[str, str]:
@@ -131,19 +155,18 @@ def _cached_report(root: Path, task: str, outputs: Mapping[str, str]) -> dict[st
 
 
 def _note_checkout(root: Path, task: str, found: dict[Key, DataVersion]) -> None:
-    """Mark the version that dvc.lock speaks of; without a run its tags come from the stages' reports as far as these are there."""
+    """Mark the version that the checkout's dvc.lock speaks of; without a run, the stages' reports tell more of it."""
     try:
-        outputs = locked_outputs(read_lock(root / LOCK_FILE), task)
+        entries = read_lock(root / LOCK_FILE)
     except StageInputError:
         return
-    tags = {f"{name}_md5": outputs.get(FILES[name].format(task=task), "") for name in ("raw", *SPLITS)}
-    if not tags["raw_md5"]:
+    version = _version_of_lock(root, task, {"stages": entries}, found)
+    if version is None:
         return
-    version = found.setdefault(_key(tags), DataVersion({**tags, **_cached_report(root, task, outputs)}))
     version.here = True
     if not version.runs:
         try:
-            version.tags |= {name.rpartition(".")[2]: value for name, value in data_tags(Layout(root, task), outputs).items()}
+            version.tags |= data_of(data_tags(Layout(root, task), _current_outputs(entries, task)))
         except StageInputError:
             return  # split has not run on it yet, or an output is not there: what ingest said is what is known
 
@@ -158,14 +181,14 @@ def _table(root: Path, task: str, name: str, known: list[DataVersion]) -> RawTab
         return RawTable(raw, verify_parquet(raw))
     tags = data_of_version(root=root, task=task, selector=name[1:]) if name.startswith("@") else _named(task, name, known)
     path = fetch(root, tags["raw_md5"])
-    expected = tags.get("raw_sha256")
-    found = sha256_file(path)
-    if expected is None or found != expected:
-        problem = "no run and no ingest report tell its sha256" if expected is None else f"its sha256 is {found}, recorded was {expected}"
+    expected, found = tags.get("raw_sha256"), sha256_file(path)
+    if found != expected:
+        recorded = "but nothing recorded says which it should be" if expected is None else f"recorded was {expected}: it was altered"
         raise WorkspaceError(
-            f"The raw table of data version {name} ({path}) cannot be trusted: {problem}. Run `promptmill data repair {task}`, or delete that file, and `dvc pull` it."
+            f"{path}, the raw table of data version {name} of {task}, has sha256 {found}, {recorded}. Delete that file; the next call takes the "
+            "data from the DVC remote, if it holds it."
         )
-    return RawTable(path, expected)
+    return RawTable(path, found)
 
 
 def _named(task: str, name: str, known: list[DataVersion]) -> Mapping[str, str]:
@@ -193,7 +216,11 @@ def _cells(version: DataVersion) -> tuple[str, ...]:
     prompts = [", ".join([str(made["version"]), *made["aliases"]]) for made in record["prompt_versions"]]
     splits = "/".join(tags.get(f"{name}_rows", "-") for name in SPLITS)
     return (
-        *(_short(tags), tags.get("split_ids_sha256", "-")[:SHORT], number(record["first_recorded_at"])),
+        *(
+            _short(tags),
+            tags.get("split_ids_sha256", "-")[:SHORT],
+            f"{version.since.astimezone(UTC):%Y-%m-%d %H:%M}" if version.since else "-",
+        ),
         *(tags.get("raw_rows", "-"), tags.get("accepted_rows", "-"), splits, tags.get("contract", "-")),
         *(str(len(version.runs)), "; ".join(prompts) or "-", (version.commit or "-")[:SHORT], HERE if version.here else ""),
     )

@@ -67,12 +67,14 @@ def _selector(text: str) -> str | int:
 def _current_profile(root: Path, task: str) -> "Profile":
     """The profile of the training split, once the stages up to it are current."""
     from flows.stage_process import run_stage
+    from flows.workspace import changed_stages
     from pipeline.data.profiles import read_profile
     from pipeline.layout import Layout
 
-    for stage in STAGES_BEFORE:
-        if run_stage(root=root, task=task, stage=stage, screen=sys.stderr.buffer).outcome != "unchanged":
-            say(f"{stage}: brought up to date")
+    if changed_stages(root, task, STAGES_BEFORE):
+        for stage in STAGES_BEFORE:
+            say(f"[{stage}]")
+            run_stage(root=root, task=task, stage=stage, screen=sys.stderr.buffer)
     layout = Layout(root, task)
     return read_profile(record=layout.path("data_profile"), arrays=layout.path("profile_arrays"))
 

@@ -182,7 +182,7 @@ def test_dates_and_decimals_in_parquet(tmp_path):
 )
 def test_values_without_a_text_form_are_refused(tmp_path, column, words):
     (tmp_path / "in.parquet").write_bytes(parquet(pa.table({"text": ["x"], "label": column})))
-    with pytest.raises(SourceError, match="in.parquet, data row 1, column 'label'") as caught:
+    with pytest.raises(SourceError, match=r"in\.parquet, data row 1, column 'label'") as caught:
         read({"path": "in.parquet"}, root=tmp_path)
     assert words in str(caught.value)
 
@@ -253,7 +253,7 @@ def test_a_bomb_is_stopped_while_it_unpacks(tmp_path):
     (tmp_path / "in.csv.zst").write_bytes(zstd(line))
     for name in ("in.csv.gz", "in.csv.zst"):
         assert (tmp_path / name).stat().st_size < 1_000_000
-        with pytest.raises(SourceError, match="ingest.maximum_bytes"):
+        with pytest.raises(SourceError, match=r"ingest\.maximum_bytes"):
             read({"path": name}, root=tmp_path, maximum_bytes=2**21)
 
 
@@ -263,7 +263,7 @@ def test_a_parquet_file_of_repeated_long_texts_is_stopped_before_it_unpacks(tmp_
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array(["x" * 100_000]))
     (tmp_path / "in.parquet").write_bytes(parquet(pa.table({"text": column, "label": column}), compression="zstd"))
     assert (tmp_path / "in.parquet").stat().st_size < 100_000
-    with pytest.raises(SourceError, match="ingest.maximum_bytes"):
+    with pytest.raises(SourceError, match=r"ingest\.maximum_bytes"):
         read({"path": "in.parquet"}, root=tmp_path, maximum_bytes=10 * 2**20)
 
 

@@ -65,9 +65,9 @@ def test_many_rows_come_in_blocks_from_memory_mapped_files(folder):
     found, facts = read(source(name="./many"), root=folder)
     assert found["text"].tolist() == [f"text {i}" for i in range(count)]
     assert facts.rows == count
-    with pytest.raises(SourceError, match="ingest.maximum_rows"):
+    with pytest.raises(SourceError, match=r"ingest\.maximum_rows"):
         read(source(name="./many"), root=folder, maximum_rows=count - 1)
-    with pytest.raises(SourceError, match="ingest.maximum_bytes"):
+    with pytest.raises(SourceError, match=r"ingest\.maximum_bytes"):
         read(source(name="./many"), root=folder, maximum_bytes=count)
 
 

@@ -37,7 +37,8 @@ def error(*, query="SELECT text, label FROM reviews", **options):
     return str(caught.value)
 
 
-def test_rows_of_a_query(sqlite_file):
+@pytest.mark.usefixtures("sqlite_file")
+def test_rows_of_a_query():
     columns = {"fields": {"text": "text"}, "label": "label", "label_confidence": "sure"}
     rows, facts = read(source(), columns, root=Path())
     assert nulls_as_none(rows["text"]) == ["good 100%", "it's :bad", None]
@@ -50,11 +51,13 @@ def test_rows_of_a_query(sqlite_file):
     assert other.fingerprint != facts.fingerprint
 
 
-def test_percent_signs_and_colons_are_not_parameters(sqlite_file):
+@pytest.mark.usefixtures("sqlite_file")
+def test_percent_signs_and_colons_are_not_parameters():
     rows, _ = read(source("SELECT text, label FROM reviews WHERE text LIKE 'good%' OR text LIKE '%:bad'"), root=Path())
     assert len(rows) == 2
 
 
+@pytest.mark.usefixtures("sqlite_file")
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -69,7 +72,7 @@ def test_percent_signs_and_colons_are_not_parameters(sqlite_file):
         ("nonsense", "syntax error"),
     ],
 )
-def test_errors(sqlite_file, query, words):
+def test_errors(query, words):
     assert words in error(query=query)
 
 
@@ -80,7 +83,8 @@ def test_nothing_is_changed(sqlite_file):
     assert sqlite_file.read_bytes() == before
 
 
-def test_caps(sqlite_file):
+@pytest.mark.usefixtures("sqlite_file")
+def test_caps():
     assert "ingest.maximum_rows" in error(maximum_rows=2)
     assert "ingest.maximum_bytes" in error(maximum_bytes=5)
 
@@ -125,14 +129,14 @@ def _programs() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
+def postgresql():
     """The address of a database of a server started for these tests; it listens on a socket in a folder of its own only."""
     pytest.importorskip("psycopg2", reason="the extra postgresql is not installed")
     programs = _programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []  # the server refuses to run as root
-    folder = Path("/tmp") / f"promptmill-postgresql-{os.getpid()}"  # noqa: S108 - a socket's path must be short
+    folder = Path("/tmp") / f"promptmill-postgresql-{os.getpid()}"  # the path of a socket must be short
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     data = folder / "data"
@@ -172,7 +176,8 @@ def server(postgresql, monkeypatch):
     connection.close()
 
 
-def test_postgresql_rows_are_streamed(server):
+@pytest.mark.usefixtures("server")
+def test_postgresql_rows_are_streamed():
     columns = {"fields": {"text": "text", "day": "day"}, "label": "label", "label_confidence": "sure"}
     rows, facts = read(source("SELECT * FROM reviews WHERE text LIKE '%100\\%%' ORDER BY number"), columns, root=Path())
     assert rows["text"].tolist() == [f"text {n} 100% \u00fc" for n in range(1, 20_001)]
@@ -182,12 +187,14 @@ def test_postgresql_rows_are_streamed(server):
     assert facts.rows == 20_000
 
 
-def test_postgresql_a_cap_ends_an_endless_query(server):
+@pytest.mark.usefixtures("server")
+def test_postgresql_a_cap_ends_an_endless_query():
     """Streamed, or it would not come back in a day."""
     query = "SELECT 'x' || generate_series(1, 100000000000) AS text, 'a' AS label"
     assert "ingest.maximum_rows" in error(query=query, maximum_rows=5_000)
 
 
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -197,7 +204,7 @@ def test_postgresql_a_cap_ends_an_endless_query(server):
         ("SELECT text, 'NaN'::numeric AS label FROM reviews", "'NaN' (Decimal)"),
     ],
 )
-def test_postgresql_errors(server, query, words):
+def test_postgresql_errors(query, words):
     message = error(query=query)
     assert words in message
     assert "hunter2" not in message

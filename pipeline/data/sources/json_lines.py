@@ -38,7 +38,7 @@ def _lines(lines: Iterator[str], where: str) -> Iterator[tuple[int, str]]:
     try:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, line
+                yield number, line.rstrip("\r\n")
                 row += 1
     except Undecodable as error:
         raise placed(error, where, row) from None

@@ -18,7 +18,7 @@ from pipeline.errors import PromptmillError
 
 UNEXPECTED_EXIT_CODE = 1
 
-DATA_MODULES = ("flows.data_versions", "flows.data_drift")
+DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 

@@ -164,7 +164,7 @@ VALUES = [
     {"expectation": "expect_column_quantile_values_to_be_between", "column": "source_row", "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 1]]}},
     {"expectation": "expect_column_values_to_be_in_set", "column": "text", "value_set": ["x"]},
     {"expectation": "expect_column_pair_values_to_be_equal", "column_A": "text", "column_B": "label"},
-    {"expectation": "expect_multicolumn_sum_to_equal", "column_list": ["source_row"], "sum_total": 1},
+    {"expectation": "expect_multicolumn_sum_to_equal", "column_list": ["source_row", "text characters"], "sum_total": 1},
     {"expectation": "expect_column_value_lengths_to_equal", "column": "text", "value": 3},
     {"expectation": "expect_column_values_to_be_unique", "column": "label"},
     {"expectation": "expect_column_values_to_be_null", "column": "text"},
@@ -173,7 +173,8 @@ VALUES = [
 
 def test_no_value_of_a_row_leaves_it(tmp_path, caplog):
     checks = own_checks([ExpectationParams.model_validate(given) for given in VALUES], COLUMNS)["accepted"]
-    verdicts = judge([Suite("accepted", rows_of(TEXTS), checks)], docs_folder=tmp_path, overview=Overview("test", []))
+    frame = rows_of(TEXTS).assign(**{"text characters": [len(text) for text in TEXTS]})
+    verdicts = judge([Suite("accepted", frame, checks)], docs_folder=tmp_path, overview=Overview("test", []))
     assert [verdict.check.expectation for verdict in verdicts if verdict.success] == []
     assert [verdict.check.expectation for verdict in verdicts if not verdict.evaluated] == []
     assert caplog.records == []

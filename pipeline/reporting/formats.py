@@ -235,6 +235,7 @@ class Split(Record):
     """What the split stage wrote."""
 
     splits: dict[str, SplitPart]
+    set_aside: dict[str, int]
     split_ids_sha256: str
     seed: int
 

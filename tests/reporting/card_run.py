@@ -105,6 +105,7 @@ def build_run(root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: 
     run = Run(root, _params(replicates, floor))
     write_parquet(run.path("predictions"), predictions_frame(rows, skill))
     _write_drift(run)
+    _write_leakage(run, rows)
     run.judge()
     _write_data_reports(run)
     _write_training(run)
@@ -189,7 +190,16 @@ def _write_data_reports(run: Run) -> None:
     sizes = {"train": 13612, "validation": 1700, "test": 1700}
     shares = dict(zip(LABELS, (0.45, 0.37, 0.18), strict=True))
     parts = {name: {"rows": n, "labels": {k: round(n * s) for k, s in shares.items()}, "sha256": sha(name)} for name, n in sizes.items()}
-    write_json(run.path("split_report"), {"splits": parts, "set_aside": {"near_duplicate_across_splits": 131}, "split_ids_sha256": sha("ids"), "seed": 0})
+    write_json(
+        run.path("split_report"),
+        {"splits": parts, "set_aside": {"near_duplicate_across_splits": 131}, "split_ids_sha256": sha("ids"), "seed": 0},
+    )
+
+
+def _write_leakage(run: Run, rows: int) -> None:
+    none = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
+    pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), none)
+    write_json(run.path("leakage"), {"task": TASK, "rows": {"train": 13612, "validation": 1700, "test": rows}, "pairs": pairs})
 
 
 def _write_drift(run: Run) -> None:

@@ -5,19 +5,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.arms import Task
-from pipeline.data.deduplication import has_conflict, is_repetition, text_keys
-from pipeline.data.sources import draw_sample, read_source
-from pipeline.data.splitting import split_rows
+from pipeline.data.splitting import SPLITS
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
 from pipeline.engine.template import Template, compile_template, compile_verbalizers
-from pipeline.layout import find_root
+from pipeline.layout import PARAMS_FILE, Layout, find_root, stage_named
 from pipeline.params import TaskParams, load_task
+from pipeline.records import read_parquet
+from pipeline.stages import ingest, split, validate
 
 TASK = "tweet_sentiment"
 SHORTEST_LONG, LONGEST_LONG = 100, 300  # tokens of the longer texts, drawn evenly
@@ -82,18 +83,20 @@ def load_demo(options: argparse.Namespace) -> Demo:
     source = params.base_model.source.model_dump()
     if options.model is not None:
         source = {"kind": "directory", "id": options.model.name, "path": str(options.model)}
-    rows = draw_sample(_usable(params, root), sample_rows=options.rows, seed=0)
-    splits = split_rows(rows, fields=tuple(params.ingest.columns.fields), labels=params.prompt.labels, params=params.split)
-    return Demo(params, source, splits)
+    return Demo(params, source, _splits(params, options.rows))
 
 
-def _usable(params: TaskParams, root: Path) -> pd.DataFrame:
-    """Rows that have a text and a label of the set, are labelled with confidence, and repeat or contradict no other row."""
-    rows = read_source(params.ingest.source, params.ingest.columns, root=root).rows.dropna(subset=["text", "label"])
-    sure = ~(rows["label_confidence"] < params.validate_.minimum_label_confidence)
-    rows = rows[sure & rows["label"].isin(params.prompt.labels) & (rows["text"].str.len() <= params.validate_.maximum_text_characters)]
-    keys = text_keys(rows, ["text"])
-    return rows[~is_repetition(keys, rows["label"]) & ~has_conflict(keys, rows["label"])]
+def _splits(params: TaskParams, rows: int) -> dict[str, pd.DataFrame]:
+    """What the data stages make of `rows` tweets of the source."""
+    limits = params.validate_.model_copy(update={"minimum_rows": 1})
+    drawn = params.model_copy(update={"ingest": params.ingest.model_copy(update={"sample_rows": rows}), "validate_": limits})
+    with TemporaryDirectory() as folder:
+        (Path(folder) / PARAMS_FILE).touch()  # what a stage takes for the root
+        layout = Layout(Path(folder), TASK)
+        for name, stage in (("ingest", ingest), ("validate", validate), ("split", split)):
+            declared = stage_named(name)
+            stage.run(params=drawn, inputs=layout.inputs(declared), outputs=layout.outputs(declared))
+        return {name: read_parquet(layout.path(name)) for name in SPLITS}
 
 
 def _examples(template: Template, texts: Sequence[str], labels: Sequence[int]) -> list[Example]:

@@ -1,11 +1,14 @@
-"""The command `promptmill`. Parsing only: what a subcommand does, and every slow import, is behind it in `flows.commands`."""
+"""The command `promptmill`. Parsing only: what a subcommand does, and every slow import, is behind it in `flows.commands`.
+
+`promptmill data` gathers the subcommands that the modules of DATA_MODULES declare; each handler lies in the module that declares it.
+"""
 
 import argparse
 import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,12 +18,15 @@ from pipeline.errors import PromptmillError
 
 UNEXPECTED_EXIT_CODE = 1
 
+DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
+
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 
 EXIT_CODES = """\
 exit codes:
   0  done             1  error                3  the gate refused: not promoted
-  2  wrong usage or params.yaml              130  stopped by Ctrl-C
+  2  wrong usage or params.yaml                4  the data drifted
+                                             130  stopped by Ctrl-C
 
 examples:
   promptmill run tweet_sentiment
@@ -43,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         with _signals_as_interrupts():
-            commands = importlib.import_module("flows.commands")
-            return int(getattr(commands, options.command)(options))
+            return int(handler(options)(options))
     except PromptmillError as error:
         return _fail(str(error), error.exit_code, options.verbose)
     except KeyboardInterrupt as stop:
@@ -60,9 +65,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line; exits with 2 and the usage when it is wrong."""
     known = parser()
     options = known.parse_args(arguments)
-    if getattr(options, "out", None) and not options.file:
+    if options.command == "predict" and options.out and not options.file:
         known.error("--out needs --file: answers to --text are printed")
     return options
+
+
+def handler(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    """The function behind the subcommand that was parsed; its module is imported here."""
+    return getattr(importlib.import_module(options.module), options.command)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,21 +83,36 @@ def parser() -> argparse.ArgumentParser:
         prog="promptmill", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-
-    def add(name: str, handler: str, summary: str, *examples: str, epilog: str = "") -> argparse.ArgumentParser:
-        text = "\n".join(("examples:", *(f"  {example}" for example in examples)))
-        command = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {epilog}".strip(), epilog=text, parents=[verbose],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        command.set_defaults(command=handler)
-        return command
-
+    add = _adder(commands, verbose, "flows.commands")
     _add_run(add)
     _add_predict(add)
     _add_registry_commands(add)
     add("ui", "ui", "serve the Prefect and MLflow pages of this checkout until Ctrl-C", "promptmill ui")
+    _add_data(commands, verbose)
     return top
+
+
+def _adder(commands: Any, verbose: argparse.ArgumentParser, module: str) -> Callable[..., argparse.ArgumentParser]:
+    """A function that declares a subcommand: its name, the function of `module` behind it, one line on it, and examples."""
+
+    def add(name: str, function: str, summary: str, *examples: str, epilog: str = "") -> argparse.ArgumentParser:
+        text = "\n".join(("examples:", *(f"  {example}" for example in examples)))
+        command: argparse.ArgumentParser = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {epilog}".strip(), epilog=text, parents=[verbose],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(module=module, command=function)
+        return command
+
+    return add
+
+
+def _add_data(commands: Any, verbose: argparse.ArgumentParser) -> None:
+    summary = "look after the data of a task: where it comes from, its versions, what was set aside, drift"
+    data = commands.add_parser("data", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    below = data.add_subparsers(metavar="SUBCOMMAND", required=True, title="subcommands")
+    for module in DATA_MODULES:
+        importlib.import_module(module).add_commands(_adder(below, verbose, module))
 
 
 def _add_run(add: Any) -> None:

@@ -25,7 +25,9 @@ def run(options: Namespace) -> int:
     """Bring the task up to date, or say what already is; the exit code says whether the gate let it pass."""
     root = find_root(Path.cwd())
     params = check_checkout(root, options.task)
-    handled = handled_version(root, options.task)
+    from flows.source_file import source_changed
+
+    handled = None if source_changed(root, options.task, params) else handled_version(root, options.task)
     if handled is None:
         handled = _retrain(root, options)
     else:

@@ -7,11 +7,16 @@ from typing import Any
 from prefect import State, flow
 from prefect.states import Completed
 
+from flows.reference import STAGE as REFERENCE
+from flows.reference import reference_is_stale
+from flows.source_file import STAGE as INGEST
+from flows.source_file import source_changed
 from flows.stage_process import StageRun
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, stage_task
-from flows.terminal import duration
+from flows.terminal import duration, say
 from pipeline.errors import StageFailed
-from pipeline.layout import STAGES, Layout, find_root
+from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
+from pipeline.params import load_task
 from pipeline.registry.tracking import gate_evidence
 
 NOT_PROMOTED = "NotPromoted"
@@ -25,7 +30,7 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
-    run_stages(workspace, task, stage_seconds=stage_seconds)
+    run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
     recorded = record(workspace, task)
     version = register(workspace, task, recorded.run_id, recorded.stage_key)
     check(workspace, task, version)
@@ -37,6 +42,14 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     return {**result, "previous_champion": promote(workspace, task, version)["previous_champion"]}
 
 
+def stale_stages(root: Path, task: str) -> list[str]:
+    """The stages that must run again although DVC sees no change: it watches neither local source files nor the champion."""
+    stale = [INGEST] if source_changed(root, task, load_task(root / PARAMS_FILE, task)) else []
+    if stale:
+        say("The source file is not the one that was read last, so it is read again.")
+    return stale + ([REFERENCE] if reference_is_stale(root, task, forced=bool(stale)) else [])
+
+
 def run_stages(
     root: Path,
     task: str,
@@ -44,11 +57,15 @@ def run_stages(
     stages: Sequence[str] = tuple(stage.name for stage in STAGES),
     stage_seconds: float = STAGE_SECONDS,
     retry_delay_seconds: float = 10.0,
+    forced: Sequence[str] = (),
 ) -> list[StageRun]:
-    """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow."""
+    """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow.
+
+    Those in `forced` run although DVC sees no change.
+    """
     done: list[StageRun] = []
     for number, stage in enumerate(stages, 1):
-        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds)
+        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds, force=stage in forced)
         try:
             done.append(step(root, task, f"[{number}/{len(stages)}] {stage}"))
         except TimeoutError as error:

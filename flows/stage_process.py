@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,10 @@ class StageRun:
     seconds: float
 
 
-def run_stage(*, root: Path, task: str, stage: str, screen: BinaryIO) -> StageRun:
+def run_stage(*, root: Path, task: str, stage: str, screen: BinaryIO, force: bool = False) -> StageRun:
     """Bring one stage up to date, copying its stderr to `screen`; whatever ends this call ends the whole process group.
+
+    With `force` it runs although DVC sees no change.
 
     Everything printed is kept in `.promptmill/logs/<task>/<stage>.log` when the stage ran.
     Raises StageFailed with the stage's own message, StageDied when its process had none.
@@ -55,7 +57,8 @@ def run_stage(*, root: Path, task: str, stage: str, screen: BinaryIO) -> StageRu
     log = log_file(root, task, stage)
     started = time.monotonic()
     with _kept_log(log) as stream:
-        code, stdout, stderr = _run(root, stage_address(stage, task), stage_environment(screen.isatty()), screen, stream)
+        arguments = ("--force", stage_address(stage, task)) if force else (stage_address(stage, task),)
+        code, stdout, stderr = _run(root, arguments, stage_environment(screen.isatty()), screen, stream)
         if code != 0:
             raise failure(stage=stage, task=task, code=code, stderr=stderr, log=log)
         outcome = _outcome(stdout)
@@ -151,8 +154,8 @@ class _Tail:
         return self._bytes.decode("utf-8", errors="replace")
 
 
-def _run(root: Path, address: str, environment: Mapping[str, str], screen: BinaryIO, log: BinaryIO) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", address]
+def _run(root: Path, arguments: Sequence[str], environment: Mapping[str, str], screen: BinaryIO, log: BinaryIO) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *arguments]
     live, stdout, stderr = LiveCopy(screen), _Tail(), _Tail()
     with process_group(command, folder=root, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         pumps = [_pump(process.stdout, log.write, stdout.write), _pump(process.stderr, log.write, live.write, stderr.write)]

@@ -40,9 +40,12 @@ _uncached = partial(task, cache_policy=NO_CACHE, persist_result=False)
 
 
 def stage_task(
-    stage: str, *, retry_delay_seconds: float = 10.0, timeout_seconds: float = STAGE_SECONDS
+    stage: str, *, retry_delay_seconds: float = 10.0, timeout_seconds: float = STAGE_SECONDS, force: bool = False
 ) -> Task[[Path, str, str], StageRun]:
-    """The Prefect task that brings one stage up to date; it is tried again only when its process died without a message."""
+    """The Prefect task that brings one stage up to date; it is tried again only when its process died without a message.
+
+    With `force` the stage runs although DVC sees no change.
+    """
 
     @_uncached(
         name=stage,
@@ -56,7 +59,7 @@ def stage_task(
         logger = get_run_logger()
         say(header)
         try:
-            done = run_stage(root=root, task=name, stage=stage, screen=sys.stderr.buffer)
+            done = run_stage(root=root, task=name, stage=stage, screen=sys.stderr.buffer, force=force)
         except StageDied as error:
             say(f"      {error}")
             raise

@@ -8,7 +8,7 @@ same rules stop the stage that loads the model.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.engine.base_model_files import stated_architecture
+from pipeline.engine.stated_architecture import stated_architecture
 from pipeline.engine.support import Architecture, Option, refusal_of
 from pipeline.params import PromptParams, TaskParams, TunedPromptInit, load_task
 from pipeline.params_file import listed, read_yaml, side_of

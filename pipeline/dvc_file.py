@@ -8,12 +8,12 @@ and the templates beside them. The files are parsed, never imported.
 import ast
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import WorkspaceError
 from pipeline.layout import FILES, STAGES, Stage, find_root
-from pipeline.records import replacing_file
+from pipeline.records import checksum_file, replacing_file
 
 DVC_FILE = "dvc.yaml"
 METRICS = frozenset({"metrics"})  # what `dvc metrics show` reads
@@ -72,9 +72,9 @@ def _render_stage(root: Path, stage: Stage) -> str:
         "plots": [name for name in stage.outputs if name in PLOTS],
     }
     lists: dict[str, list[str]] = {
-        "deps": [*stage_code(root, stage), *map(_path, stage.inputs)],
+        "deps": [*stage_code(root, stage), *_paths(stage.inputs)],
         "params": [f"{side}.{section}" for section in stage.sections for side in ("defaults", "tasks.${key}")],
-        **{kind: [_path(name) for name in names] for kind, names in outputs.items()},
+        **{kind: list(_paths(names)) for kind, names in outputs.items()},
     }
     lines = [f"  {stage.name}:", "    foreach: ${tasks}", "    do:", f"      cmd: python -m pipeline {stage.name} --task ${{key}}"]
     for kind, entries in lists.items():
@@ -82,8 +82,13 @@ def _render_stage(root: Path, stage: Stage) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _path(name: str) -> str:
-    return FILES[name].format(task="${key}").rstrip("/")
+def _paths(names: Iterable[str]) -> Iterator[str]:
+    """The files as DVC tracks them: each Parquet file with its checksum, so that the two are restored together."""
+    for name in names:
+        path = Path(FILES[name].format(task="${key}"))
+        yield path.as_posix()
+        if path.suffix == ".parquet":
+            yield checksum_file(path).as_posix()
 
 
 def _source(root: Path, module: str) -> Path | None:

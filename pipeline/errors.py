@@ -71,6 +71,12 @@ class RegistryError(PromptmillError):
     """The MLflow tracking server or registry refused or lacks what was asked for."""
 
 
+class DataDrifted(PromptmillError):
+    """The data is not that of the version it was compared with any more: a finding, with an exit code of its own."""
+
+    exit_code = 4
+
+
 class NotPromoted(PromptmillError):
     """The gate refused the tuned prompt: a clean end, not a failure, with an exit code of its own."""
 

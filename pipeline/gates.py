@@ -95,6 +95,20 @@ def evaluate_checks(gate: GateParams, labels: Sequence[str], metrics: Record, fa
     return [_judged(planned) for planned in _planned_checks(gate, labels, metrics, fairness)]
 
 
+def drift_checks(drift: Record) -> list[Check]:
+    """The check on the drift record when the params want the gate to refuse for it (`drift.on_drift: refuse`), else none."""
+    if drift.get("on_drift") != "refuse":
+        return []
+    rule = "PASS when no drift check fails; INSUFFICIENT when one has too few rows; a first version has nothing to drift from"
+    return [_judged(_Planned("drift", rule, 0.0, partial(_judge_drift, drift)))]
+
+
+def leakage_checks(leakage: Record, metrics: Record) -> list[Check]:
+    """The check that no row of one split is in another, nor one of training or validation in the user's own test file, if there is one."""
+    rule = "PASS when no row has the text, the normalised text, a near-duplicate or the origin of a row of another split"
+    return [_judged(_Planned("leakage", rule, 0.0, partial(_judge_leakage, leakage, metrics)))]
+
+
 def decide(checks: Sequence[Check]) -> tuple[Decision, list[str]]:
     """The decision and the reasons against promotion: the sentence of each check that does not pass."""
     reasons = [f"{check['name']}: {check['verdict']}: {check['sentence']}" for check in checks if check["verdict"] != "PASS"]
@@ -222,6 +236,42 @@ def _judge_degeneracy(threshold: DegeneracyThreshold, labels: Sequence[str], met
     if share > maximum:
         return _Finding("DEGENERATE", f"{said}: too much for a prompt that tells the labels apart.", value=share, n=n)
     return _Finding("PASS", f"{said}, and every label is predicted.", value=share, n=n)
+
+
+def _judge_leakage(leakage: Record, metrics: Record) -> _Finding:
+    rows = _at(leakage, ("rows",), "the leakage record")
+    n = _count(_at(rows, ("test",), "the leakage record"), "the number of test rows")
+    if n != metrics.get("n"):
+        raise _NoFigure("ERROR", f"The leakage record is of a test split of {n} rows, the metrics are of {metrics.get('n')!r}.", n)
+    sides = [("validation", "train"), ("test", "train"), ("test", "validation")]
+    sides += [("external_test", "train"), ("external_test", "validation")] if "external_test" in rows else []
+    found: dict[str, int] = {}
+    for pair in (f"{second} in {first}" for second, first in sides):
+        counts = {kind: _at(leakage, ("pairs", pair, kind), "the leakage record") for kind in ("exact", "normalised", "near", "origin")}
+        found |= {f"{pair}: {kind}": _count(count, f"{kind} rows of {pair}") for kind, count in counts.items()}
+    leaks = [f"{name} {count}" for name, count in found.items() if count]
+    if leaks:
+        return _Finding("FAIL", f"Rows of one split are in another ({', '.join(leaks)}).", value=max(found.values()), n=n)
+    checked = " and not in the external test file" if len(sides) > 3 else ""
+    return _Finding("PASS", f"No row of {sum(rows.values())} is, or is nearly, in another split{checked}.", value=0, n=n)
+
+
+def _judge_drift(drift: Record) -> _Finding:
+    checks = _at(drift, ("checks",), "the drift record")
+    n = _count(_at(drift, ("rows", "current"), "the drift record"), "the number of training rows")
+    found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in ("FAIL", "INSUFFICIENT", "PASS")}
+    if sum(map(len, found.values())) + sum(check["verdict"] == "NOT APPLICABLE" for check in checks) != len(checks) or not checks:
+        raise _NoFigure("ERROR", "The drift record lists no checks, or one with an unknown verdict.", n)
+    failed = len(found["FAIL"])
+    for verdict in ("FAIL", "INSUFFICIENT"):
+        if found[verdict]:
+            said = " ".join(f"{check['name']}: {check['sentence']}" for check in found[verdict])
+            return _Finding(
+                verdict, f"{len(found[verdict])} of {len(checks)} drift checks have the verdict {verdict}. {said}", value=failed, n=n
+            )
+    if not found["PASS"]:
+        return _Finding("PASS", f"No drift check applies. {checks[0]['sentence']}", value=failed, n=n)
+    return _Finding("PASS", f"None of {len(checks)} drift checks fails.", value=failed, n=n)
 
 
 def _against_minimum(figure: _Figure, minimum: float, what: str) -> _Finding:

@@ -6,19 +6,22 @@ All errors are collected and reported together, each with the dotted path of the
 The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ParamsError
 from pipeline.params_file import describe, listed, merge, read_yaml
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # no dot: DVC would read tasks.a.b.tune as a path and track nothing
-RESERVED_COLUMNS = frozenset({"row_id", "source_row", "label", "label_confidence", "text_for_people", "rule", "reason"})
+RESERVED_COLUMNS = frozenset(
+    {"row_id", "source_row", "label", "target", "label_confidence", "source_id", "origin", "text_for_people", "rule", "reason"}
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -35,81 +38,388 @@ class Section(BaseModel):
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
 
-class PackageFileSource(Section):
-    """A delimited text file inside an installed Python package; the package itself is never imported."""
+NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})  # codecs of Python, not of files
+
+
+def _text_encoding(name: str) -> str:
+    try:
+        known = codecs.lookup(name).name not in NO_CHARSETS
+        "".encode(name)  # bytes to bytes, such as base64, is no text encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(f"{name!r} is not a text encoding; use a name such as utf-8, cp1252 or mac_roman")
+    return name
+
+
+def _delimiter(delimiter: str) -> str:
+    if len(delimiter) != 1 or delimiter in '"\r\n\0\ufeff':
+        raise ValueError(f"{delimiter!r} cannot delimit cells; use one character such as a comma, a semicolon or a tab")
+    return delimiter
+
+
+Encoding = Annotated[str, AfterValidator(_text_encoding)]
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+}
+COMPRESSED_SUFFIXES = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+
+
+class FileFormat(Section):
+    """How a file is stored. `auto` goes by the suffixes of `path`, such as `.jsonl.gz`; `encoding` and `delimiter` belong to text."""
+
+    path: Annotated[str, Field(min_length=1)]
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "arrow"] = "auto"
+    compression: Literal["auto", "none", "gzip", "zstd"] = "auto"
+    encoding: Encoding = "utf-8"
+    delimiter: Delimiter | None = None
+
+    @property
+    def stored_format(self) -> str:
+        """`format`, or what the suffix says; empty when it says nothing."""
+        if self.format != "auto":
+            return self.format
+        suffixes = [suffix for suffix in self._suffixes() if suffix not in COMPRESSED_SUFFIXES]
+        return SUFFIXES.get(suffixes[-1] if suffixes else "", "")
+
+    @property
+    def stored_compression(self) -> str:
+        """`compression`, or what the suffix says: none, gzip or zstd."""
+        last = self._suffixes()[-1:]
+        return COMPRESSED_SUFFIXES.get(last[0] if last else "", "none") if self.compression == "auto" else self.compression
+
+    def _suffixes(self) -> list[str]:
+        """`.jsonl` and `.gz` of `data/rows.jsonl.gz`, or of a URL before its query."""
+        name = self.path.split("?")[0] if "://" in self.path else self.path
+        return [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+
+    @property
+    def cell_delimiter(self) -> str:
+        """`delimiter`, or the format's own: a comma, in TSV a tab."""
+        return self.delimiter or {"tsv": "\t"}.get(self.stored_format, ",")
+
+    @model_validator(mode="after")
+    def _known_format(self) -> Self:
+        stored = self.stored_format
+        if not stored:
+            raise ValueError(
+                f"the suffix of {self.path!r} says no format; set `format` to one of {', '.join(sorted(set(SUFFIXES.values())))}"
+            )
+        if stored not in ("csv", "tsv") and self.delimiter is not None:
+            raise ValueError(f"a {stored} file has no delimiter; leave `delimiter` out")
+        if stored in ("parquet", "arrow") and self.encoding != "utf-8":
+            raise ValueError(f"a {stored} file holds UTF-8; leave `encoding` out")
+        return self
+
+
+class PackageFileSource(FileFormat):
+    """A file inside an installed Python package; the package itself is never imported."""
 
     kind: Literal["package_file"]
     package: str
-    path: str
-    encoding: str = "utf-8"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{path!r} leads out of the package; use `kind: file` for a file elsewhere")
+        return path
 
 
-class FileSource(Section):
-    """A delimited text file; `path` is relative to the folder of params.yaml."""
+class FileSource(FileFormat):
+    """A local file or a URL that fsspec can open (s3, gs, https and others); a relative path starts at the folder of params.yaml."""
 
     kind: Literal["file"]
-    path: str
-    encoding: str = "utf-8"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+    @field_validator("path")
+    @classmethod
+    def _one_open_url(cls, path: str) -> str:
+        if "::" in path:
+            raise ValueError("chained URLs are not read; store the file by itself")
+        if re.match(r"[^/]+://[^/]*@", path):
+            # The text after :// is not quoted: params.yaml is committed and errors are logged.
+            raise ValueError("the URL holds a user name or password; leave it out, and give credentials in the environment")
+        return path
+
+
+class HubDatasetSource(Section):
+    """A data set on the Hugging Face hub at a fixed revision (a commit hash or tag), or a local folder in its layout.
+
+    A `name` that starts with `/`, `./` or `../` is a folder; a relative one starts at the folder of params.yaml and has no revision.
+    """
+
+    kind: Literal["hub_dataset"]
+    name: str
+    config: str | None = None
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    revision: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `name` is a path."""
+        return self.name.startswith(("/", "./", "../"))
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not self.is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name):
+            raise ValueError(f"{self.name!r} is no name on the hub; write owner/name, or a folder as ./folder")
+        if not self.is_folder and self.revision is None:
+            raise ValueError("`revision` is missing; give a commit hash or tag, so that the same rows are read tomorrow")
+        if self.is_folder and self.revision is not None:
+            raise ValueError("a local folder has no revision; leave `revision` out")
+        return self
+
+
+class SqlSource(Section):
+    """The rows of one SQL query. The database's SQLAlchemy URL stands in the environment variable `url_variable`, never in this file."""
+
+    kind: Literal["sql"]
+    url_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    query: Annotated[str, Field(min_length=1)]
+
+
+Source = Annotated[PackageFileSource | FileSource | HubDatasetSource | SqlSource, Field(discriminator="kind")]
 
 
 class Columns(Section):
-    """Which source column plays which part. `fields` maps the name used in `{braces}` of templates to a source column."""
+    """Which source column plays which part. `fields` maps the name used in `{braces}` of templates to a source column.
+
+    Exactly one of `label` (one of a closed set) and `target` (free text) is set. `groups` maps the name of a group attribute to its column,
+    `id` is the source's own identifier of a row, `origin` the document a row was taken from: rows of one origin share a split.
+    """
 
     fields: Annotated[dict[str, str], Field(min_length=1)]
-    label: str
+    label: str | None = None
+    target: str | None = None
     label_confidence: str | None = None
+    groups: dict[str, str] = {}
+    id: str | None = None
+    origin: str | None = None
 
-    @field_validator("fields")
+    @field_validator("fields", "groups")
     @classmethod
-    def _field_names(cls, fields: dict[str, str]) -> dict[str, str]:
-        for name in fields:
+    def _names(cls, names: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for name in names:
             if not name.isidentifier() or name in RESERVED_COLUMNS:
-                raise ValueError(f"{name!r} cannot be a field name: use an identifier other than {sorted(RESERVED_COLUMNS)}")
-        return fields
+                kind = str(info.field_name).removesuffix("s")
+                raise ValueError(f"{name!r} cannot be a {kind} name: use an identifier other than {sorted(RESERVED_COLUMNS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> Self:
+        if (self.label is None) == (self.target is None):
+            raise ValueError("set exactly one of `label` (one of a closed set) and `target` (free text)")
+        if self.target is not None and self.label_confidence is not None:
+            raise ValueError("`label_confidence` belongs to a label, not to a free-text target; leave it out")
+        return self
+
+    @property
+    def answer(self) -> str:
+        """The column of `raw` that holds what the prompt should answer: `label` or `target`."""
+        return "label" if self.target is None else "target"
+
+    def mapping(self) -> dict[str, str]:
+        """Column of `raw` -> source column, for every text column, in the order of `raw`; `label_confidence` is a number and not among them."""
+        optional = {"source_id": self.id, "origin": self.origin, **{f"group.{name}": column for name, column in self.groups.items()}}
+        answer = {self.answer: self.label if self.target is None else self.target}
+        return {name: column for name, column in {**self.fields, **answer, **optional}.items() if column is not None}
 
 
 class IngestParams(Section):
-    """Where labelled rows come from. `sample_rows`: how many to draw (seeded, without replacement); null takes all."""
+    """Where rows come from. `sample_rows`: how many to draw (seeded, without replacement); null takes all.
 
-    source: Annotated[PackageFileSource | FileSource, Field(discriminator="kind")]
+    `stratify_sample` gives each label its share of the sample. A source beyond `maximum_rows` or `maximum_bytes` (unpacked) is an error:
+    the first rows of a file are no fair sample of it.
+    """
+
+    source: Source
     columns: Columns
     sample_rows: PositiveInt | None = None
+    stratify_sample: bool = False
     seed: Seed = 0
+    maximum_rows: PositiveInt = 10_000_000
+    maximum_bytes: PositiveInt = 4 * 2**30
+
+    @model_validator(mode="after")
+    def _strata(self) -> Self:
+        if self.stratify_sample and self.columns.target is not None:
+            raise ValueError("`stratify_sample` needs labels, and `columns.target` is free text; leave it out")
+        return self
 
 
 # --- validate ---------------------------------------------------------------------------------------------------------
 
 
+class ScriptParams(Section):
+    """The writing systems expected: at least `minimum_share` of a text's letters are of one of them. Texts without letters pass."""
+
+    expected: Annotated[list[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z_]+$")]], Field(min_length=1)]
+    minimum_share: Fraction = 0.5
+    foreign_texts: Literal["keep", "quarantine"] = "keep"
+
+
+class PersonalDataParams(Section):
+    """E-mail addresses, phone numbers and card numbers: counted, replaced by a word in brackets, or a reason to set the row aside.
+
+    `phone_region` is the country (ISO 3166) whose numbers are recognised without a country code; null knows only +49 and the like.
+    """
+
+    action: Literal["count", "mask", "quarantine"] = "count"
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = None
+
+
+class ExpectationParams(BaseModel):
+    """One expectation of Great Expectations by its own name and arguments, looked at in the raw or the accepted rows.
+
+    What stands beside the four keys are the expectation's arguments (`column`, `regex`, `mostly`, ...); the validate stage checks
+    them against Great Expectations before it reads a row.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    expectation: Annotated[str, Field(pattern=r"^expect_[a-z0-9_]+$")]
+    severity: Literal["critical", "warning", "info"] = "critical"
+    on: Literal["raw", "accepted"] = "accepted"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The expectation's own arguments."""
+        return dict(self.model_extra or {})
+
+
 class ValidateParams(Section):
-    """The data contract. Row rules quarantine single rows; expectations of severity critical block the run."""
+    """The data contract. Row rules quarantine single rows; expectations of severity critical block the run.
+
+    `cut_texts`: fields longer than prompt.maximum_field_tokens, whose end the base model never sees. `maximum_association` limits
+    Cramer's V (0 to 1) between the label and each of: a URL, a handle, a hashtag in the text, and its length. `minimum_group_rows` holds
+    for each value of each group column. `maximum_label_imbalance` is rows of the most frequent label over rows of the rarest.
+    """
 
     minimum_rows: PositiveInt
     minimum_accepted_share: Fraction
     minimum_text_characters: PositiveInt = 1
     maximum_text_characters: PositiveInt
+    maximum_target_characters: PositiveInt = 10_000
+    cut_texts: Literal["keep", "quarantine"] = "keep"
     low_label_confidence: Literal["quarantine", "keep"]
     minimum_label_confidence: Fraction
     duplicates: Literal["keep_first", "keep_all"]
     conflicting_labels: Literal["quarantine", "keep"]
+    minimum_label_rows: PositiveInt = 1
+    maximum_label_imbalance: Annotated[float, Field(ge=1.0)] | None = None
+    maximum_association: Fraction | None = None
+    minimum_group_rows: PositiveInt | None = None
+    script: ScriptParams | None = None
+    personal_data: PersonalDataParams = PersonalDataParams()
+    expectations: list[ExpectationParams] = []
 
 
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
+IgnoredPart = Literal["urls", "handles", "digits", "punctuation"]
+
+
+class NearDuplicateParams(Section):
+    """When two texts count as the same: at least `similarity` of the shingles that either has are in both (Jaccard similarity).
+
+    A shingle is `shingle_characters` characters in a row. Shingles in more than `boilerplate_share` of the texts are a template and do not count.
+    """
+
+    similarity: Annotated[float, Field(ge=0.5, le=1.0)]
+    shingle_characters: Annotated[int, Field(ge=2, le=32)]
+    boilerplate_share: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class ExternalTest(Section):
+    """A test file of your own, of any source that ingest reads; `fields` as in ingest.columns. It is only compared, never scored."""
+
+    source: Source
+    fields: Annotated[dict[str, str], Field(min_length=1)]
+
+
 class SplitParams(Section):
-    """Shares of the accepted rows; what remains is the training split. `test_rows`/`validation_rows` cap the size."""
+    """Shares of the accepted rows; what remains is the training split.
+
+    `ignored`: the parts of a text that do not count when texts are compared. `external_test`: rows of training and validation
+    that are in it are set aside.
+    """
 
     validation_share: OpenFraction
     test_share: OpenFraction
     seed: Seed = 0
+    ignored: list[IgnoredPart]
+    near_duplicates: NearDuplicateParams
+    external_test: ExternalTest | None = None
+
+    @field_validator("ignored")
+    @classmethod
+    def _listed_once(cls, parts: list[IgnoredPart]) -> list[IgnoredPart]:
+        if len(set(parts)) != len(parts):
+            raise ValueError(f"a part is listed twice: {parts}")
+        return parts
 
     @model_validator(mode="after")
     def _room_for_training(self) -> "SplitParams":
         if self.validation_share + self.test_share >= 1.0:
             raise ValueError("validation_share + test_share must stay below 1, or no training rows remain")
         return self
+
+
+# --- profile, reference, drift ----------------------------------------------------------------------------------------
+
+
+class ProfileParams(Section):
+    """What is kept of the training split for later comparisons: rows whose lengths and words count, rows that are embedded, words kept."""
+
+    sample_rows: PositiveInt
+    embedded_rows: PositiveInt
+    vocabulary_words: PositiveInt
+
+    @model_validator(mode="after")
+    def _embedded_are_sampled(self) -> "ProfileParams":
+        if self.embedded_rows > self.sample_rows:
+            raise ValueError(f"embedded_rows is {self.embedded_rows}, above sample_rows ({self.sample_rows}), from which they are taken")
+        return self
+
+
+class ReferenceParams(Section):
+    """What the training data is compared with: that of the `champion`, or of the version with this number."""
+
+    against: Any
+
+    @field_validator("against")
+    @classmethod
+    def _champion_or_version(cls, against: Any) -> str | int:
+        if against != "champion" and (isinstance(against, bool) or not isinstance(against, int) or against < 1):
+            raise ValueError(f"expected `champion` or the number of a version, found {against!r}")
+        return against
+
+
+class DriftParams(Section):
+    """When data has drifted. A check fails when the difference is beyond chance at `significance` and above its maximum.
+
+    With `on_drift: refuse` a check that fails, or has too few rows, keeps the gate from promoting. `seed` is the domain classifier's.
+    """
+
+    on_drift: Literal["report", "refuse"]
+    minimum_rows: Annotated[int, Field(ge=20)]
+    significance: OpenFraction
+    maximum_label_distance: Fraction
+    maximum_length_distance: Fraction
+    maximum_unknown_words: Fraction
+    maximum_group_difference: Fraction
+    maximum_domain_auc: Annotated[float, Field(ge=0.5, le=1.0)]
+    seed: Seed
 
 
 # --- prompt and base model --------------------------------------------------------------------------------------------
@@ -119,12 +429,13 @@ class PromptParams(Section):
     """How an example is shown to the base model.
 
     `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
-    including its leading space; with `length_normalisation` the score of one that is several tokens long is their mean
-    log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline. An encoder can answer none: it has [].
+    including its leading space (`{}` for a task with free-text targets); with `length_normalisation` the score of one that is several
+    tokens long is their mean log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline. An
+    encoder can answer none: it has [].
     """
 
     template: str
-    verbalizers: Annotated[dict[str, str], Field(min_length=2)]
+    verbalizers: dict[str, str]
     length_normalisation: bool
     hard_prompts: list[str]
     maximum_field_tokens: PositiveInt
@@ -132,6 +443,8 @@ class PromptParams(Section):
     @field_validator("verbalizers")
     @classmethod
     def _distinct(cls, verbalizers: dict[str, str]) -> dict[str, str]:
+        if len(verbalizers) == 1:
+            raise ValueError(f"expected at least 2 items, one for each label (none for free text), found {verbalizers}")
         if len(set(verbalizers.values())) != len(verbalizers):
             raise ValueError(f"two labels share one verbalizer: {verbalizers}")
         if any(not value.strip() for value in verbalizers.values()):
@@ -435,6 +748,9 @@ class TaskParams(Section):
     ingest: IngestParams
     validate_: Annotated[ValidateParams, Field(alias="validate")]
     split: SplitParams
+    profile: ProfileParams
+    reference: ReferenceParams
+    drift: DriftParams
     prompt: PromptParams
     base_model: BaseModelParams
     tune: TuneParams
@@ -446,11 +762,29 @@ class TaskParams(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":
-        problems = [*_field_problems(self), *_metric_problems(self), *_baseline_problems(self), *_group_problems(self)]
+        problems = [
+            *_answer_problems(self),
+            *_field_problems(self),
+            *_metric_problems(self),
+            *_baseline_problems(self),
+            *_group_problems(self),
+        ]
         if problems:
             summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
             raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
         return self
+
+
+def _answer_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) where the verbalizers do not fit the kind of answer: two or more for labels, none for free text."""
+    count = len(params.prompt.verbalizers)
+    if params.ingest.columns.target is None and not count:
+        yield "prompt.verbalizers", "empty; give one for each label (ingest.columns.label)"
+    if params.ingest.columns.target is not None and count:
+        yield (
+            "prompt.verbalizers",
+            f"free text (ingest.columns.target) has no verbalizers, found {count}; write {{}} or map ingest.columns.label",
+        )
 
 
 def _field_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,9 @@
 Nothing here knows a section or a model; `pipeline.params` does.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,41 @@ def _yaml_problem(error: YAMLError) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
+
+
+def replace_source(text: str, task: str, source: Mapping[str, Any]) -> str:
+    """The text of a params file with `tasks.<task>.ingest.source` set to `source`; every other line stays as it is.
+
+    Raises ParamsError with the change to make by hand when that key does not stand on lines of its own.
+    """
+    document: Any = YAML(typ="rt").load(text)
+    lines = text.splitlines(keepends=True)
+    block = io.StringIO()
+    YAML().dump({"source": dict(source)}, block)
+    try:
+        ingest = document["tasks"][task]["ingest"]
+        first, column = ingest.lc.key("source" if "source" in ingest else next(iter(ingest)))
+        end = first + _block_length(lines[first:], column) if "source" in ingest else first
+        new = "".join([*lines[:first], *(" " * column + line for line in block.getvalue().splitlines(keepends=True)), *lines[end:]])
+        expected: Any = YAML(typ="safe").load(text)
+        expected["tasks"][task]["ingest"]["source"] = dict(source)
+        if YAML(typ="safe").load(new) == expected:
+            return new
+    except (KeyError, StopIteration, AttributeError, YAMLError):
+        pass
+    raise ParamsError(
+        f"tasks.{task}.ingest.source cannot be replaced without touching other lines of params.yaml. Set it by hand to {dict(source)} and run "
+        "the same command again."
+    )
+
+
+def _block_length(lines: Sequence[str], column: int) -> int:
+    """How many lines the value of the key on the first line takes: that line, and those below that are indented deeper."""
+    below = itertools.takewhile(lambda line: not line.strip() or len(line) - len(line.lstrip()) > column, lines[1:])
+    block = [lines[0], *below]
+    while not block[-1].strip():
+        block.pop()
+    return len(block)
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

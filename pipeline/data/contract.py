@@ -1,19 +1,22 @@
-"""The data contract as Great Expectations suites: the one module that imports great_expectations.
+"""The data contract judged by Great Expectations: the one module that imports great_expectations.
 
-Four traits of Great Expectations 1.24 shape it. An empty frame passes most expectations, so a check that looked at no row counts
-as failed here. `success` of a suite does not know severities, so they are read per expectation. A suite can evaluate fewer
-expectations than planned without a word, so the two are compared. Results hold raw values, so each is reduced to counts
-and row ids before anything is rendered or returned.
+Four traits of Great Expectations 1.24 shape it. An empty frame passes most expectations and a column of nulls nearly all, so a check that
+looked at nothing counts as failed here. `success` of a suite does not know severities, so they are read per expectation. A suite can
+evaluate fewer expectations than planned without a word, so the two are compared; an expectation that raised blocks, however
+severe it is. Results hold raw values, so each is reduced to counts and row ids before anything is rendered or returned.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import great_expectations as gx
-import great_expectations.expectations as gxe
-import pandas as pd
+import great_expectations.expectations.core as core
+import numpy as np
+from great_expectations.compatibility.pydantic import ValidationError  # pyright: ignore[reportPrivateImportUsage]
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult, ExpectationValidationResult
 from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
 from great_expectations.expectations.expectation import Expectation
@@ -21,14 +24,20 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.render.renderer.page_renderer import ExpectationSuitePageRenderer, ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaPageView
 
-from pipeline.data.data_docs import Page, SuiteSummary, write_site
-from pipeline.errors import ContractError
-from pipeline.params import ValidateParams
+from pipeline.data.data_docs import Overview, Page, SuiteSummary, write_site
+from pipeline.data.expectations import Check, Suite
+from pipeline.errors import ContractError, ParamsError
+from pipeline.params import ExpectationParams
 
-Severity = Literal["critical", "warning"]
-ACCEPTED_SHARE = "accepted share"  # 1.0 for a row that passes, 0.0 for another; the space keeps it apart from every field name
-SAMPLE = 5  # row ids named per failed expectation
+SAMPLE = 5  # rows named per failed expectation
 
+# Positions of failing rows and no values: the frame says which row stands there.
+_RESULT_FORMAT = {
+    "result_format": "SUMMARY",
+    "partial_unexpected_count": SAMPLE,
+    "exclude_unexpected_values": True,
+    "return_unexpected_index_query": False,
+}
 # Keys of a result that are counts or come from params; every other key may hold raw values and is dropped.
 _REDACTED_KEYS = (
     "element_count",
@@ -40,32 +49,19 @@ _REDACTED_KEYS = (
     "missing_percent",
     "partial_missing_list",
 )
-_NUMERIC_OBSERVATIONS = ("ExpectTableRowCountToBeBetween", "ExpectColumnMeanToBeBetween")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One planned expectation: a class of Great Expectations and its arguments, with what it demands and how to mend it in words."""
-
-    expectation: str
-    severity: Severity
-    expected: str
-    fix: str
-    arguments: Mapping[str, Any]
-
-    @property
-    def column(self) -> str | None:
-        """The column it looks at; None for checks of the whole table."""
-        return self.arguments.get("column")
-
-
-@dataclass(frozen=True)
-class Suite:
-    """The checks planned for one frame, which must have the columns `row_id` and `source_row`."""
-
-    name: str
-    frame: pd.DataFrame
-    checks: Sequence[Check]
+_ABOUT_NULL = ("ExpectColumnValuesToNotBeNull", "ExpectColumnValuesToBeNull")
+# They ask a database or another table, or about the columns, which the suite `schema` checks already.
+_NOT_OFFERED = re.compile(r"(?i)quer|unexpected_rows|other_table|table_column|column_to_exist")
+# What these arguments mean is fixed here, or is set by keys of ours.
+_OURS = frozenset(
+    {
+        "id", "meta", "notes", "description", "result_format", "catch_exceptions", "rendered_content", "windows", "batch_id", "row_condition",
+        "condition_parser", "library_metadata",
+    }
+)  # fmt: skip
+_COLUMNS = ("column", "column_A", "column_B", "column_list")
+# Arguments that loosen a check and demand nothing by themselves.
+_NO_DEMAND = frozenset({*_COLUMNS, "mostly", "strict_min", "strict_max", "ignore_row_if", "or_equal", "ties_okay", "match_on", "strictly"})
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,15 @@ class Verdict:
     suite: str
     check: Check
     success: bool
+    evaluated: bool
     observed: str
     row_ids: tuple[str, ...]
     source_rows: tuple[int, ...]
 
     @property
     def blocks(self) -> bool:
-        """Whether this verdict stops the run."""
-        return not self.success and self.check.severity == "critical"
+        """Whether this verdict stops the run: a critical failure, or a check that could not be evaluated."""
+        return not self.success and (self.check.severity == "critical" or not self.evaluated)
 
     def record(self) -> dict[str, Any]:
         """The verdict as it stands in the data report."""
@@ -94,157 +91,117 @@ class Verdict:
             "success": self.success,
             "observed": self.observed,
             "expected": self.check.expected,
+            "fix": self.check.fix,
             "row_ids": list(self.row_ids),
             "source_rows": list(self.source_rows),
         }
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- expectations of the user -----------------------------------------------------------------------------------------
 
 
-def raw_suite(rows: pd.DataFrame, is_accepted: pd.Series, *, fields: Sequence[str], labels: Sequence[str], limits: ValidateParams) -> Suite:
-    """What is demanded of the rows as they came. `is_accepted`: whether the row rules let a row pass.
+def own_checks(expectations: Sequence[ExpectationParams], known_columns: Sequence[str]) -> dict[str, list[Check]]:
+    """The task's own expectations as checks, for `raw` and `accepted`.
 
-    A label outside the set is critical although its row is set aside: it nearly always means a typo or a wrong column in params,
-    which would otherwise quietly shrink the data. Missing texts, odd lengths and low confidences are warnings: such
-    rows occur in sound data, and how many may be set aside is limited by minimum_accepted_share.
+    Only classes of great_expectations.expectations.core are looked up, by name. Raises ParamsError with every expectation that has an
+    unknown name, argument or column, or that demands nothing.
     """
-    frame = rows.assign(**{ACCEPTED_SHARE: is_accepted.astype("float64")})
-    checks = [
-        _row_count(limits, "raw"),
-        Check(
-            "ExpectTableColumnsToMatchSet",
-            "critical",
-            "exactly the columns of the stage file `raw`",
-            "Run `dvc repro` so that ingest writes it again.",
-            {"column_set": ["row_id", "source_row", *fields, "label", "label_confidence", ACCEPTED_SHARE], "exact_match": True},
-        ),
-        *_identity(),
-        Check(
-            "ExpectColumnMeanToBeBetween",
-            "critical",
-            f"at least {limits.minimum_accepted_share:g} of the rows pass the row rules",
-            "See the reasons in the quarantined file; mend the source or relax the row rules under `validate`.",
-            {"column": ACCEPTED_SHARE, "min_value": limits.minimum_accepted_share},
-        ),
-        Check(
-            "ExpectColumnValuesToBeBetween",
-            "critical",
-            "a confidence from 0 to 1 where there is one",
-            "Bring ingest.columns.label_confidence to that scale, or set it to null.",
-            {"column": "label_confidence", "min_value": 0.0, "max_value": 1.0},
-        ),
-        *_labels("critical", "warning", labels),
-        *_fields("warning", fields, limits),
-    ]
-    if limits.low_label_confidence == "quarantine":
-        checks.append(_confidence(limits))
-    if rows["label_confidence"].isna().all():  # a source without confidences: nothing to look at, and nothing wrong
-        checks = [check for check in checks if check.column != "label_confidence"]
-    return Suite("raw", frame, checks)
-
-
-def accepted_suite(rows: pd.DataFrame, *, fields: Sequence[str], labels: Sequence[str], limits: ValidateParams) -> Suite:
-    """What is demanded of the rows that go on: everything is critical, since the row rules should have seen to it."""
-    present = Check(
-        "ExpectColumnDistinctValuesToContainSet",
-        "critical",
-        f"every label occurs: {', '.join(labels)}",
-        "Add rows with the label that does not occur, or drop it from prompt.verbalizers.",
-        {"column": "label", "value_set": list(labels)},
-    )
-    checks = [
-        _row_count(limits, "accepted"),
-        *_identity(),
-        *_labels("critical", "critical", labels),
-        present,
-        *_fields("critical", fields, limits),
-    ]
-    return Suite("accepted", rows, checks)
-
-
-def _row_count(limits: ValidateParams, which: str) -> Check:
-    return Check(
-        "ExpectTableRowCountToBeBetween",
-        "critical",
-        f"at least {limits.minimum_rows} {which} rows",
-        "Add rows to the source, raise ingest.sample_rows, or lower validate.minimum_rows.",
-        {"min_value": limits.minimum_rows},
-    )
-
-
-def _identity() -> Iterator[Check]:
-    fix = "Run `dvc repro` so that ingest writes the row ids again."
-    yield Check("ExpectColumnValuesToNotBeNull", "critical", "every row has an id", fix, {"column": "row_id"})
-    yield Check("ExpectColumnValuesToBeUnique", "critical", "no two rows share an id", fix, {"column": "row_id"})
-
-
-def _labels(known: Severity, present: Severity, labels: Sequence[str]) -> Iterator[Check]:
-    """The in-set check passes null, so it never stands alone."""
-    yield Check(
-        "ExpectColumnValuesToNotBeNull",
-        present,
-        "every row has a label",
-        "Fill in the labels in the source, or check ingest.columns.label.",
-        {"column": "label"},
-    )
-    yield Check(
-        "ExpectColumnValuesToBeInSet",
-        known,
-        f"every label is one of {', '.join(labels)}",
-        "Correct the label in the source, add it to prompt.verbalizers, or map ingest.columns.label to the right column.",
-        {"column": "label", "value_set": list(labels)},
-    )
-
-
-def _fields(severity: Severity, fields: Sequence[str], limits: ValidateParams) -> Iterator[Check]:
-    low, high = limits.minimum_text_characters, limits.maximum_text_characters
-    for name in fields:
-        fix = f"Check ingest.columns.fields.{name}, mend the source"
-        yield Check("ExpectColumnValuesToNotBeNull", severity, f"every row has the field {name}", f"{fix}.", {"column": name})
-        yield Check(
-            "ExpectColumnValueLengthsToBeBetween",
-            severity,
-            f"{name} has {low} to {high} characters",
-            f"{fix}, or change validate.minimum_text_characters / maximum_text_characters.",
-            {"column": name, "min_value": low, "max_value": high},
+    checks: dict[str, list[Check]] = {"raw": [], "accepted": []}
+    problems: list[str] = []
+    for index, wanted in enumerate(expectations):
+        where = f"validate.expectations.{index}"
+        found = _problems(wanted, known_columns)
+        problems.extend(f"  {where}: {problem}" for problem in found)
+        if not found:
+            checks[wanted.on].append(_own_check(wanted, where))
+    if problems:
+        raise ParamsError(
+            f"{len(problems)} problem(s) in the task's own expectations; correct these keys in params.yaml:\n" + "\n".join(problems)
         )
+    return checks
 
 
-def _confidence(limits: ValidateParams) -> Check:
-    return Check(
-        "ExpectColumnValuesToBeBetween",
-        "warning",
-        f"a label confidence of {limits.minimum_label_confidence:g} or more where there is one",
-        "Nothing needs doing: such rows are set aside.",
-        {"column": "label_confidence", "min_value": limits.minimum_label_confidence},
-    )
+def columns_named(check: Check) -> list[str]:
+    """The columns that a check's arguments name."""
+    named = [check.arguments.get(key) for key in _COLUMNS]
+    return [name for value in named if value is not None for name in ([value] if isinstance(value, str) else cast("list[str]", value))]
+
+
+def _offered() -> dict[str, type[Expectation]]:
+    """Great Expectations' own name -> class, for what can be asked of one table in memory."""
+    classes = [value for value in vars(core).values() if isinstance(value, type) and issubclass(value, Expectation)]
+    named = {str(getattr(kind, "expectation_type", "")): kind for kind in classes}
+    return {name: kind for name, kind in named.items() if name and not _NOT_OFFERED.search(name)}
+
+
+def _problems(wanted: ExpectationParams, known_columns: Sequence[str]) -> list[str]:
+    offered = _offered()
+    kind = offered.get(wanted.expectation)
+    if kind is None:
+        close = difflib.get_close_matches(wanted.expectation, offered, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}" if close else ""
+        return [f"{wanted.expectation!r} is no expectation that can be asked of these rows{hint}"]
+    given = wanted.arguments
+    allowed = sorted(set(cast("Any", kind).__fields__) - _OURS - {"severity"})
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        return [f"{wanted.expectation} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(allowed)}"]
+    demands = set(allowed) - _NO_DEMAND
+    if demands and not demands & set(given):
+        return [f"{wanted.expectation} demands nothing without one of {', '.join(sorted(demands))}, so it could not fail"]
+    found = _invalid(kind, given)
+    columns = columns_named(Check(kind.__name__, "critical", "", "", given)) if not found else []
+    known = ", ".join(map(repr, known_columns))
+    return [*found, *(f"there is no column {name!r}; there are {known}" for name in columns if name not in known_columns)]
+
+
+def _invalid(kind: type[Expectation], given: Mapping[str, Any]) -> list[str]:
+    """What the class itself says about the arguments, and patterns that are none."""
+    try:
+        kind(**given)
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+    except (TypeError, ValueError) as error:
+        return [" ".join(str(error).split())]
+    problems: list[str] = []
+    for pattern in [given.get("regex"), *(given.get("regex_list") or [])]:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            problems.append(f"{pattern!r} is not a regular expression ({error})")
+    return problems
+
+
+def _own_check(wanted: ExpectationParams, where: str) -> Check:
+    stated = ", ".join(f"{name}: {value}" for name, value in wanted.arguments.items())
+    fix = f"Mend the source, or change {where}."
+    return Check(_offered()[wanted.expectation].__name__, wanted.severity, f"{wanted.expectation} ({stated})", fix, wanted.arguments)
 
 
 # --- the judgement ----------------------------------------------------------------------------------------------------
 
 
-def judge(suites: Sequence[Suite], *, docs_folder: Path) -> list[Verdict]:
+def judge(suites: Sequence[Suite], *, docs_folder: Path, overview: Overview) -> list[Verdict]:
     """Evaluate every check of every suite and write Data Docs into `docs_folder`; returns a verdict per check, in planned order.
 
-    Raises ContractError when Great Expectations evaluated another set of checks than planned.
+    A suite without checks is left out. Raises ContractError when Great Expectations evaluated another set of checks than planned.
     """
     context = gx.get_context(mode="ephemeral", project_config=_project())
     frames = context.data_sources.add_pandas("promptmill")
     verdicts: list[Verdict] = []
     summaries: list[SuiteSummary] = []
     for suite in suites:
+        if not suite.checks:
+            continue
         batch = frames.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": suite.frame})
         planned = gx.ExpectationSuite(name=suite.name, expectations=[_expectation(check, i) for i, check in enumerate(suite.checks)])
-        columns = [name for name in ("row_id", "source_row") if name in suite.frame.columns]
-        result = batch.validate(planned, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": columns})
+        result = batch.validate(planned, result_format=cast("Any", _RESULT_FORMAT))
         outcomes = _in_planned_order(result, suite)
         found = [_verdict(suite, check, outcome) for check, outcome in zip(suite.checks, outcomes, strict=True)]
         verdicts.extend(found)
-        summaries.append(
-            SuiteSummary(suite.name, len(suite.frame), [verdict.record() for verdict in found], *_pages(planned, result, outcomes, found))
-        )
-    write_site(docs_folder, summaries)
+        pages = _pages(planned, result, outcomes, found)
+        summaries.append(SuiteSummary(suite.name, len(suite.frame), [verdict.record() for verdict in found], *pages))
+    write_site(docs_folder, summaries, overview)
     return verdicts
 
 
@@ -258,7 +215,7 @@ def _project() -> DataContextConfig:
 
 
 def _expectation(check: Check, index: int) -> Expectation:
-    kind = cast("type[Expectation]", getattr(gxe, check.expectation))
+    kind = cast("type[Expectation]", getattr(core, check.expectation))
     return kind(
         **check.arguments, severity=FailureSeverity(check.severity), notes=f"{check.severity}: {check.expected}", meta={"planned": index}
     )
@@ -286,33 +243,63 @@ def _verdict(suite: Suite, check: Check, outcome: ExpectationValidationResult) -
             f"Great Expectations lost the severity of {check.expectation} ({check.severity}). Check its version against constraints.txt."
         )
     details: dict[str, Any] = outcome.result
-    rows = cast("list[dict[str, Any]]", details.get("unexpected_index_list") or [])[:SAMPLE]
-    looked_at_nothing = len(suite.frame) == 0 or details.get("element_count") == 0
+    at = cast("list[int]", details.get("partial_unexpected_index_list") or [])[:SAMPLE]
+    named = suite.frame.loc[at] if at and "row_id" in suite.frame.columns else None
+    evaluated = not _raised(outcome)
     return Verdict(
         suite=suite.name,
         check=check,
-        success=bool(outcome.success) and not looked_at_nothing,
+        success=bool(outcome.success) and evaluated and not _looked_at_nothing(suite, check, details),
+        evaluated=evaluated,
         observed=_observed(check, outcome, len(suite.frame)),
-        row_ids=tuple(str(row["row_id"]) for row in rows if "row_id" in row),
-        source_rows=tuple(int(row["source_row"]) for row in rows if "source_row" in row),
+        row_ids=() if named is None else tuple(map(str, named["row_id"])),
+        source_rows=() if named is None else tuple(map(int, named["source_row"])),
     )
+
+
+def _raised(outcome: ExpectationValidationResult) -> bool:
+    """Whether evaluation raised; Great Expectations notes that once, or by metric."""
+    info: Mapping[str, Any] = outcome.exception_info or {}
+    notes = [info] if "raised_exception" in info else [cast("Mapping[str, Any]", note) for note in info.values()]
+    return any(note.get("raised_exception", True) for note in notes)
+
+
+def _looked_at_nothing(suite: Suite, check: Check, details: Mapping[str, Any]) -> bool:
+    count = details.get("element_count")
+    only_null = count is not None and details.get("missing_count") == count and check.expectation not in _ABOUT_NULL
+    return len(suite.frame) == 0 or count == 0 or only_null
 
 
 def _observed(check: Check, outcome: ExpectationValidationResult, rows: int) -> str:
     """What was found, in counts."""
     details: dict[str, Any] = outcome.result
-    if "unexpected_count" in details:
+    if _raised(outcome):
+        return "could not be evaluated"  # the exception's text may quote a value, so it is left out
+    if "unexpected_count" in details and "element_count" in details:
         bad, total = details["unexpected_count"], details["element_count"]
         return f"{bad} of {total} rows do not conform" if bad else f"all {total} rows conform"
     if check.expectation == "ExpectTableRowCountToBeBetween":
         return f"{rows} rows"
-    if check.expectation == "ExpectColumnMeanToBeBetween" and rows:
-        return f"{details['observed_value']:.4g}" if details.get("observed_value") is not None else "no value"
+    if check.expectation == "ExpectTableColumnsToMatchSet":
+        return _column_names(details)
     if missing := details.get("partial_missing_list"):
         return f"no row with {', '.join(map(str, missing))}"
-    if outcome.exception_info.get("raised_exception", True) is not False:
-        return "could not be evaluated"  # the exception's text may quote a value, so it is left out
+    if _is_number(details.get("observed_value")):
+        return f"{float(details['observed_value']):.4g}"
+    if "observed_value" in details and details["observed_value"] is None:
+        return "no value"
     return "conforms" if outcome.success else "does not conform"
+
+
+def _column_names(details: Mapping[str, Any]) -> str:
+    """The columns that are missing or too many: names of columns, and no values of rows."""
+    mismatched: Mapping[str, Any] = (details.get("details") or {}).get("mismatched") or {}
+    named = [f"{kind} {', '.join(map(str, names))}" for kind, names in mismatched.items()]
+    return f"columns {'; '.join(named)}" if named else "conforms"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 # --- Data Docs --------------------------------------------------------------------------------------------------------
@@ -347,10 +334,14 @@ def _pages(
 def _redact(outcome: ExpectationValidationResult, verdict: Verdict) -> None:
     """Keep the counts, put row ids in place of values, and drop exceptions, which can quote values."""
     kept = {key: outcome.result[key] for key in _REDACTED_KEYS if key in outcome.result}
-    if verdict.check.expectation in _NUMERIC_OBSERVATIONS:
-        # A plain float or int: its renderer fails on those of numpy. None where there was no row.
-        observed = cast("Any", outcome.result.get("observed_value"))
+    if "unexpected_percent" not in kept:  # a count of distinct values, which its renderer takes for one of rows
+        kept.pop("unexpected_count", None)
+    observed = cast("Any", outcome.result.get("observed_value"))
+    if _is_number(observed):
+        # A plain float or int: its renderer fails on those of numpy.
         kept["observed_value"] = observed.item() if hasattr(observed, "item") else observed
+    elif "observed_value" in outcome.result and verdict.check.expectation.endswith("ToBeBetween"):
+        kept["observed_value"] = None  # these renderers want one
     if verdict.row_ids:
         kept["partial_unexpected_list"] = [f"row_id {row_id}" for row_id in verdict.row_ids]
     outcome.success = verdict.success

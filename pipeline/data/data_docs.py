@@ -17,6 +17,8 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}a{color:#0b57d0}
 table{border-collapse:collapse;margin:.5rem 0}td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-align:top}
 thead[hidden]{display:none}.wide{overflow-x:auto}.pass,.text-success{color:#116329}.fail,.text-danger{color:#b3261e;font-weight:600}
 .warn,.text-warning{color:#8a4b00}.badge{background:#eaeef2;border-radius:3px;padding:0 .3rem}
+.note{color:#57606a}.banner{padding:.6rem .9rem;border-left:.3rem solid}.go{background:#e6f4ea;border-color:#116329}.stop{background:#fdeceb;border-color:#b3261e}
+.figure{text-align:right;font-variant-numeric:tabular-nums}
 nav ul,nav ol{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 """
 
@@ -68,14 +70,45 @@ class SuiteSummary:
     validation: Page
 
 
-def write_site(folder: Path, suites: Sequence[SuiteSummary]) -> None:
+@dataclass(frozen=True)
+class Section:
+    """A table of the index beside the checks: (name, figure) lines under a heading, with a sentence on how to read them."""
+
+    heading: str
+    sentence: str
+    lines: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the index tells beside the checks: the task's name, and sections about its rows."""
+
+    task: str
+    sections: Sequence[Section]
+
+
+_SUITES = {
+    "schema": ("Columns of the raw file", "columns"),
+    "raw": ("Rows as they came", "rows"),
+    "accepted": ("Rows that go on to training", "rows"),
+    "figures": ("Figures of all accepted rows together", "line of figures"),
+}
+_SEVERITIES = ("critical", "warning", "info")
+_MEANING = {
+    "critical": "blocks the run",
+    "warning": "does not block: the rows behind it are set aside, or the data as a whole deserves a look",
+    "info": "is only told; the rows are kept",
+}
+
+
+def write_site(folder: Path, suites: Sequence[SuiteSummary], overview: Overview) -> None:
     """Write `index.html`, `expectations/<suite>.html` and `validations/<suite>.html` into `folder`."""
     for suite in suites:
         for page in (suite.expectations, suite.validation):
             path = folder / page.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self_contained(page.html), encoding="utf-8")
-    (folder / "index.html").write_text(_index(suites), encoding="utf-8")
+    (folder / "index.html").write_text(_index(suites, overview), encoding="utf-8")
 
 
 def self_contained(html: str) -> str:
@@ -87,20 +120,55 @@ def self_contained(html: str) -> str:
     return html.replace("</head>", f"<style>{STYLE}</style></head>", 1)
 
 
-def _index(suites: Sequence[SuiteSummary]) -> str:
-    body = "".join(_suite_table(suite) for suite in suites)
+def _index(suites: Sequence[SuiteSummary], overview: Overview) -> str:
+    checks = [check for suite in suites for check in suite.checks]
+    title = f"Data contract of {overview.task}"
+    body = _verdict(checks) + _attention(checks) + "".join(map(_section, overview.sections)) + "".join(map(_suite_table, suites))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Data contract</title><style>{STYLE}</style></head><body><h1>Data contract</h1>"
-        "<p>A failed critical check blocks the run. A failed warning does not: the rows behind it are set aside with a reason.</p>"
-        f"{body}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>\n"
     )
 
 
-def _suite_table(suite: SuiteSummary) -> str:
-    rows = "".join(_check_row(check) for check in suite.checks)
+def _verdict(checks: Sequence[Mapping[str, Any]]) -> str:
+    failed = {severity: sum(not check["success"] and check["severity"] == severity for check in checks) for severity in _SEVERITIES}
+    blocked = failed["critical"]
+    counts = ", ".join(f"{n} {severity}" for severity, n in failed.items() if n) or "none"
+    sentence = "The run is blocked: no prompt is tuned on these rows." if blocked else "The accepted rows go on to training."
+    style = "banner stop" if blocked else "banner go"
+    return f'<p class="{style}"><strong>{sentence}</strong> {len(checks)} checks were made; failed: {counts}.</p>'
+
+
+def _attention(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Every failed check in the order of severity, with what to do."""
+    failed = sorted((check for check in checks if not check["success"]), key=lambda check: _SEVERITIES.index(check["severity"]))
+    if not failed:
+        return "<h2>What needs attention</h2><p>Nothing: every check passed.</p>"
+    rows = "".join(
+        f'<tr class="failed"><td class="{_style(check)}">{check["severity"]}</td>'
+        + "".join(f"<td>{escape(str(cell))}</td>" for cell in (_where(check), check["expected"], _found(check), check["fix"]))
+        + "</tr>"
+        for check in failed
+    )
+    met = [severity for severity in _SEVERITIES if any(check["severity"] == severity for check in failed)]
+    meaning = "; ".join(f"{severity} {_MEANING[severity]}" for severity in met)
     return (
-        f"<h2>{escape(suite.name.capitalize())} rows: {suite.rows}</h2>"
+        f'<h2>What needs attention</h2><p>{escape(meaning[0].upper() + meaning[1:])}.</p><div class="wide"><table><thead><tr><th>Severity</th>'
+        f"<th>Where</th><th>Expected</th><th>Found</th><th>What to do</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _section(section: Section) -> str:
+    lines = "".join(f"<tr><td>{escape(name)}</td><td class=figure>{escape(figure)}</td></tr>" for name, figure in section.lines)
+    return f"<h2>{escape(section.heading)}</h2><p>{escape(section.sentence)}</p><table><tbody>{lines}</tbody></table>"
+
+
+def _suite_table(suite: SuiteSummary) -> str:
+    heading, unit = _SUITES.get(suite.name, (suite.name, "rows"))
+    rows = "".join(_check_row(check) for check in suite.checks)
+    count = f"{len(suite.checks)} checks" if suite.name in ("schema", "figures") else f"{len(suite.checks)} checks of {suite.rows:,} {unit}"
+    return (
+        f"<h2>{escape(heading)}: {count}</h2>"
         f'<p><a href="{suite.validation.path}">Results</a> and <a href="{suite.expectations.path}">expectations</a> by Great Expectations</p>'
         '<div class="wide"><table><thead><tr><th>Verdict</th><th>Severity</th><th>Column</th><th>Expected</th><th>Observed</th><th>Source rows</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -108,7 +176,19 @@ def _suite_table(suite: SuiteSummary) -> str:
 
 
 def _check_row(check: Mapping[str, Any]) -> str:
-    failed = "fail" if check["severity"] == "critical" else "warn"
-    style, verdict = ("pass", "pass") if check["success"] else (failed, "fail")
+    style, verdict = ("pass", "pass") if check["success"] else (_style(check), "fail")
     cells = (check["severity"], check["column"] or "", check["expected"], check["observed"], ", ".join(map(str, check["source_rows"])))
     return f'<tr><td class="{style}">{verdict}</td>' + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _style(check: Mapping[str, Any]) -> str:
+    return {"critical": "fail", "warning": "warn"}.get(check["severity"], "note")
+
+
+def _where(check: Mapping[str, Any]) -> str:
+    return f"{check['suite']}: {check['column']}" if check["column"] else str(check["suite"])
+
+
+def _found(check: Mapping[str, Any]) -> str:
+    rows = ", ".join(map(str, check["source_rows"]))
+    return f"{check['observed']} (source rows {rows}, ...)" if rows else str(check["observed"])

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -36,17 +35,24 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.engine.base_model_files import local_gguf, package_file
 from pipeline.engine.frozen_linear import multiply_by_onednn
 from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name
+from pipeline.engine.model_files import (
+    CACHE_VARIABLE,
+    LARGEST_LIMIT,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    converted_folder,
+    default_cache,
+    downloaded,
+    gguf_file,
+    one_line,
+    sha256_file,
+)
 from pipeline.engine.support import Architecture
 from pipeline.errors import BaseModelError
 
-CACHE_VARIABLE = "PROMPTMILL_CACHE"
 CONVERSION_FILE = "conversion.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.model")
-# Older models have no tokenizer.json but one or two of these, which then identify the tokenizer.
-VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 AUTO_CLASSES: Mapping[Architecture, Any] = {
     "decoder": AutoModelForCausalLM,
@@ -55,8 +61,6 @@ AUTO_CLASSES: Mapping[Architecture, Any] = {
 }
 # What the classification head is called in PEFT, which trains and saves modules of these names.
 CLASSIFIERS = ("classifier", "score")
-# Tokenizers without a limit report 1e30.
-LARGEST_LIMIT = 10**6
 # A Q4 file stores a weight in about 5 bits; in float32 that is 6.4 times as much.
 CONVERSION_GROWTH = 6.5
 
@@ -118,14 +122,6 @@ class BaseModel:
         }
 
 
-def default_cache() -> Path:
-    """Where converted base models are kept: $PROMPTMILL_CACHE, else promptmill's folder in the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptmill"
-
-
 def load_base_model(
     *,
     source: Mapping[str, Any],
@@ -144,7 +140,7 @@ def load_base_model(
     classification head of `num_labels`, and is loaded in float32 when `dtype` is auto, since its head is trained in the model's own
     dtype. `say` is told about slow steps. Raises BaseModelError.
     """
-    folder, weights_sha256 = _locate(source, cache or default_cache(), say)
+    folder, weights_sha256 = locate(source, cache or default_cache(), say)
     on = choose_device(device)
     kernel = choose_attention(attention, on)
     try:
@@ -165,26 +161,31 @@ def load_base_model(
                 **_head_arguments(architecture, num_labels, source["id"]),
             )
     except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"The base model {source['id']} in {folder} cannot be loaded: {_one_line(error)}") from error
+        raise BaseModelError(f"The base model {source['id']} in {folder} cannot be loaded: {one_line(error)}") from error
     head_modules = _head_modules(architecture, loading, source["id"], folder)
     model = (model if device_map == "auto" else model.to(on)).eval().requires_grad_(False)
     multiply_by_onednn(model)
-    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if "tokenizer.json" not in names:
-        names += [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
         folder=folder,
         source=dict(source),
         weights_sha256=weights_sha256,
-        tokenizer_sha256=_sha256_of_files(folder, names),
+        tokenizer_sha256=tokenizer_identity(folder),
         device=on,
         dtype=as_dtype,
         attention=kernel,
         architecture=architecture,
         head_modules=head_modules,
     )
+
+
+def tokenizer_identity(folder: Path) -> str:
+    """The sha256 that identifies the tokenizer in a model folder."""
+    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if "tokenizer.json" not in names:
+        names += [name for name in VOCABULARY_FILES if (folder / name).is_file()]
+    return _sha256_of_files(folder, names)
 
 
 def architecture_of(config: Any, model_id: str) -> Architecture:
@@ -230,13 +231,12 @@ def _head_modules(architecture: Architecture, loading: Mapping[str, Any], model_
     return tuple(name for name in modules if not any(name.endswith(classifier) for classifier in CLASSIFIERS))
 
 
-def _locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder to load from and the sha256 that identifies the weights."""
+def locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) -> tuple[Path, str]:
+    """The folder to load from, converted when needed, and the sha256 that identifies the weights; raises BaseModelError."""
     if source["kind"] in ("package_gguf", "gguf"):
-        gguf = package_file(source) if source["kind"] == "package_gguf" else local_gguf(source)
-        sha256 = _sha256_file(gguf)
-        return _converted(gguf, sha256, cache, say), sha256
-    folder = _downloaded(source) if source["kind"] == "hub" else Path(source["path"])
+        gguf = gguf_file(source)
+        return convert_gguf(gguf, cache, say), sha256_file(gguf)
+    folder = downloaded(source, HUB_FILES) if source["kind"] == "hub" else Path(source["path"])
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{folder} holds no config.json, so it is no Hugging Face model folder. Correct base_model.source.path.")
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -247,22 +247,9 @@ def _locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) 
     return folder, _sha256_of_files(folder, weights)
 
 
-def _downloaded(source: Mapping[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source["id"], revision=source["revision"], allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise BaseModelError(
-            f"The base model {source['id']} at revision {source['revision']} cannot be found on the hub or in its local cache: {_one_line(error)} "
-            "Check base_model.source.id and revision, the network, and HF_TOKEN for a gated model."
-        ) from error
-
-
-def _converted(gguf: Path, sha256: str, cache: Path, say: Callable[[str], None]) -> Path:
-    """The folder in the cache with this GGUF file as float32 safetensors; made when absent or damaged."""
-    folder = cache / "base_models" / sha256[:32]
+def convert_gguf(gguf: Path, cache: Path, say: Callable[[str], None] = lambda message: None) -> Path:
+    """The folder in the cache with this GGUF file as float32 safetensors; made when absent or damaged. Raises BaseModelError."""
+    folder = converted_folder(gguf, cache)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -273,7 +260,7 @@ def _converted(gguf: Path, sha256: str, cache: Path, say: Callable[[str], None])
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BaseModelError(f"No space left for the model cache in {cache}. {_space_advice()}") from error
-        raise BaseModelError(f"The model cache {cache} cannot be used: {_one_line(error)} {_space_advice()}") from error
+        raise BaseModelError(f"The model cache {cache} cannot be used: {one_line(error)} {_space_advice()}") from error
     return folder
 
 
@@ -296,7 +283,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             del model.config.quantization_config
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        files = {path.name: _sha256_file(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         (temporary / CONVERSION_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
         temporary.replace(folder)
@@ -312,28 +299,19 @@ def _conversion_is_whole(folder: Path) -> bool:
         files: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError):
         return False
-    return all((folder / name).is_file() and _sha256_file(folder / name) == sha256 for name, sha256 in files.items())
+    return all((folder / name).is_file() and sha256_file(folder / name) == sha256 for name, sha256 in files.items())
 
 
 def _space_advice() -> str:
     return f"Free some space, or set {CACHE_VARIABLE} to a folder on another disk."
 
 
-def _sha256_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _sha256_of_files(folder: Path, names: list[str]) -> str:
     """One file: its sha256. Several: the sha256 of the lines `<name> <sha256>`."""
     if len(names) == 1:
-        return _sha256_file(folder / names[0])
-    lines = "".join(f"{name} {_sha256_file(folder / name)}\n" for name in names)
+        return sha256_file(folder / names[0])
+    lines = "".join(f"{name} {sha256_file(folder / name)}\n" for name in names)
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 @contextlib.contextmanager

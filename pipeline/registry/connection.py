@@ -54,6 +54,11 @@ def artifacts_folder(*, root: Path) -> Path:
     return root.resolve() / STATE_FOLDER / "mlflow" / "artifacts"
 
 
+def has_store(*, root: Path) -> bool:
+    """Whether there is anything to connect to: a store that the environment names, or the local database."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or _default_database(root).is_file()
+
+
 def connect(*, root: Path, create: bool = False) -> Connection:
     """A client for the tracking store and the registry. `create`: make the local database when there is none.
 

@@ -15,6 +15,7 @@ from pipeline.errors import BundleError, RegistryError
 from pipeline.layout import Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.registry.connection import Connection, connect, explained, quiet, task_lock
+from pipeline.registry.data_identity import PREFIX, data_of
 from pipeline.registry.tracking import STAGE_KEY, GateEvidence, gate_evidence
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def download_bundle(*, root: Path, task: str, version: int, destination: Path) -
 
 
 def list_versions(*, root: Path, task: str) -> list[dict[str, Any]]:
-    """Every version of `task`, newest first, with the keys of `show` up to `promoted_at`."""
+    """Every version of `task`, newest first, with the keys of `show` up to `data`."""
     connection = connect(root=root)
     with explained(f"Listing the versions of {task} in {connection.uri}", "Try again."):
         aliases = aliases_of(connection, task)
@@ -80,7 +81,8 @@ def show(*, root: Path, task: str, selector: str | int) -> dict[str, Any]:
     """One version, by number or alias, with the metrics, params and code commit of its run.
 
     Keys: task, version, aliases, gate_decision, gate_reasons, manifest_sha256, gate_sha256, stage_key, run_id, created_at, promoted_at
-    (times as ISO 8601 in UTC, or None); then metrics, params, source, git_commit, dirty.
+    (times as ISO 8601 in UTC, or None), data (what `data_identity.data_tags` says, without its prefix); then metrics, params, source,
+    git_commit, dirty.
     """
     connection = connect(root=root)
     with explained(f"Reading {task} {selector} in {connection.uri}", "Try again."):
@@ -156,7 +158,9 @@ def _is_intact(connection: Connection, version: "ModelVersion") -> bool:
 
 def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run_id: str, stage_key: str) -> int:
     client = connection.client
+    of_run: dict[str, str] = client.get_run(run_id).data.tags
     tags = {
+        **{name: value for name, value in of_run.items() if name.startswith(PREFIX)},
         STAGE_KEY: stage_key,
         MANIFEST_SHA256: manifest_sha256(layout.path("bundle")),
         GATE_SHA256: gate.sha256,
@@ -301,6 +305,7 @@ def _summary(version: "ModelVersion", aliases: Mapping[str, int]) -> dict[str, A
         "run_id": version.run_id,
         "created_at": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "promoted_at": version.tags.get(PROMOTED_AT),
+        "data": data_of(version.tags),
     }
 
 

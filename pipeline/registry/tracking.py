@@ -24,18 +24,21 @@ from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.params import TaskParams
 from pipeline.records import read_json, read_jsonl, sha256_file, sha256_json
 from pipeline.registry.connection import Connection, artifacts_folder, connect, explained, task_lock
+from pipeline.registry.data_identity import data_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 STAGE_KEY = "promptmill.stage_key"
 RECORDER = "promptmill.recorder"
+DATA_PROFILE_SHA256 = "promptmill.data_profile_sha256"
+PROFILE_FOLDER = "profile"
 
 # MLflow's limits (mlflow/utils/validation.py); a dataset digest cannot hold a whole sha256, so the source holds it.
 MAXIMUM_KEY, MAXIMUM_PARAM, PARAMS_PER_BATCH, METRICS_PER_BATCH, DIGEST_CHARACTERS = 250, 6000, 100, 1000, 36
 
-_FILES = ("ingest_report", "data_report", "split_report", "train_log", "score_report", "metrics", "fairness", "gate", "card")
-_FOLDERS = {"bundle": "bundle", "plots": "plots"}
+_FILES = ("ingest_report", "data_report", "split_report", "drift", "train_log", "score_report", "metrics", "fairness", "gate", "card")
+_FOLDERS = {"bundle": "bundle", "plots": "plots", "data_profile": PROFILE_FOLDER, "profile_arrays": PROFILE_FOLDER}
 _CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
 _AGAIN = "Run `dvc repro` for this task again."
 
@@ -70,8 +73,8 @@ class _Content:
     files: list[tuple[Path, str | None]]
 
 
-def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
-    """What dvc.lock says about each stage of `task`; raises StageInputError naming the stage that is not in it."""
+def read_lock(lock: Path) -> dict[str, Any]:
+    """The entries of dvc.lock, by stage and task (`tune@tweet_sentiment`); raises StageInputError when it is missing or broken."""
     try:
         document: Any = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,11 +86,24 @@ def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
     known: Any = cast(dict[str, Any], document).get("stages") if isinstance(document, dict) else None
     if not isinstance(known, dict):
         raise StageInputError(f"{lock} has no mapping `stages`. Restore it from git or run `dvc repro`.")
+    return cast(dict[str, Any], known)
+
+
+def lock_entries(*, lock: Path, task: str) -> dict[str, Any]:
+    """What dvc.lock says about each stage of `task`; raises StageInputError naming the stage that is not in it."""
+    known = read_lock(lock)
     names = [f"{stage.name}@{task}" for stage in STAGES]
     for name in names:
         if not isinstance(known.get(name), dict):
             raise StageInputError(f"{lock} has no entry {name}: that stage has not been run. {_AGAIN}")
     return {name: known[name] for name in names}
+
+
+def locked_outputs(entries: Mapping[str, Any], task: str) -> dict[str, str]:
+    """Path -> DVC's md5 (with the suffix .dir for a folder) of every output of `task` that lock entries list."""
+    stages = [f"{stage.name}@{task}" for stage in STAGES]
+    outputs = [out for stage in stages for out in entries.get(stage, {}).get("outs", ())]
+    return {str(out["path"]): str(out["md5"]) for out in outputs if "path" in out and "md5" in out}
 
 
 def stage_key(*, entries: Mapping[str, Any]) -> str:
@@ -112,8 +128,9 @@ def record_run(*, root: Path, task: str, params: TaskParams, layout: Layout, loc
     call makes a fresh one. Raises StageInputError or BundleError when an output is missing or altered, RegistryError when
     MLflow refuses.
     """
-    key = stage_key(entries=lock_entries(lock=lock, task=task))
-    content = _read_content(root, params, layout, lock)
+    entries = lock_entries(lock=lock, task=task)
+    key = stage_key(entries=entries)
+    content = _read_content(root, params, layout, lock, locked_outputs(entries, task))
     connection = connect(root=root, create=True)
     with task_lock(root=root, task=task), explained(f"Recording the run of {task} in {connection.uri}", "Run the same command again."):
         experiment = _experiment(connection, task)
@@ -153,6 +170,17 @@ def metric_figures(metrics: Mapping[str, Any], fairness: Mapping[str, Any]) -> d
     return {_shortened_key(name): value for name, value in figures.items()}
 
 
+def drift_figures(drift: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of drift.json as `drift/<check>`, `..._low`, `..._high` and `..._p`, and `drift/failed`, the number of failed checks."""
+    figures = {"drift/failed": float(sum(check["verdict"] == "FAIL" for check in drift["checks"]))}
+    for check in drift["checks"]:
+        name = f"drift/{segment(check['name'])}"
+        _add_estimate(figures, name, check)
+        if check["p_value"] is not None:
+            figures[f"{name}_p"] = float(check["p_value"])
+    return {_shortened_key(name): value for name, value in figures.items()}
+
+
 def training_curve(log: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     """(metric, value, step) of every number that train_log.jsonl holds at a step; with several trials each has a folder of its own."""
     prefixes = {"step": "train", "evaluation": "validation"}
@@ -175,7 +203,7 @@ def segment(name: str) -> str:
     return safe if safe.strip(". ") else "_" + safe.replace(".", "_x2e_")
 
 
-def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path) -> _Content:
+def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, outputs: Mapping[str, str]) -> _Content:
     manifest = verify_bundle(layout.path("bundle"))
     gate = gate_evidence(layout)
     metrics, fairness = read_json(layout.path("metrics")), read_json(layout.path("fairness"))
@@ -186,12 +214,13 @@ def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path) ->
         if not path.exists():
             raise StageInputError(f"{path} does not exist. {_AGAIN}")
     try:
-        figures = metric_figures(metrics, fairness)
+        figures = metric_figures(metrics, fairness) | drift_figures(read_json(layout.path("drift")))
         curve = training_curve(read_jsonl(layout.path("train_log")))
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:
         raise StageInputError(f"A report of {layout.task} lacks what docs/stage-files.md promises ({error!r}). {_AGAIN}") from error
-    return _Content(_tags(manifest, layout, gate), flatten_params(params), figures, curve, splits, files)
+    tags = _tags(manifest, layout, gate) | data_tags(layout, outputs)
+    return _Content(tags, flatten_params(params), figures, curve, splits, files)
 
 
 def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> dict[str, str]:
@@ -200,6 +229,7 @@ def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> di
         "promptmill.manifest_sha256": manifest_sha256(layout.path("bundle")),
         "promptmill.gate_decision": gate.decision,
         "promptmill.gate_sha256": gate.sha256,
+        DATA_PROFILE_SHA256: sha256_file(layout.path("data_profile")),
     }
     known = {
         "promptmill.git_commit": code.get("commit"),
@@ -268,7 +298,7 @@ def _write_content(connection: Connection, run_id: str, content: _Content) -> No
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path=folder)
         else:
-            client.log_artifact(run_id, str(path))
+            client.log_artifact(run_id, str(path), artifact_path=folder)
 
 
 def _datasets(splits: Mapping[str, Mapping[str, Any]]) -> list["DatasetInput"]:

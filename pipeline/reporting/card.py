@@ -20,6 +20,8 @@ from pipeline.reporting.formats import (
     Check,
     Comparison,
     Data,
+    Drift,
+    DriftCheck,
     Estimate,
     Fairness,
     Gate,
@@ -53,6 +55,7 @@ class CardInputs:
     ingest: Ingest
     data: Data
     split: Split
+    drift: Drift
     manifest: Manifest
     manifest_sha256: str
     train_log: TrainLog
@@ -107,6 +110,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         "card": inputs,
         "metrics": metrics,
         "gate": inputs.gate,
+        "drift": inputs.drift,
         "fairness": inputs.fairness,
         "manifest": inputs.manifest,
         "level": f"{metrics.confidence_level:.0%}",
@@ -151,7 +155,7 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def interval(estimate: Estimate | Check, with_sign: bool = False) -> str:
+def interval(estimate: Estimate | Check | DriftCheck, with_sign: bool = False) -> str:
     """The interval as "[0.588, 0.635]", or an empty text when there is none."""
     if estimate.low is None or estimate.high is None:
         return ""

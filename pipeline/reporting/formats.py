@@ -69,6 +69,7 @@ class GateInputs(Record):
 
     metrics_sha256: str
     fairness_sha256: str
+    drift_sha256: str
 
 
 class Gate(Record):
@@ -234,8 +235,43 @@ class Split(Record):
     """What the split stage wrote."""
 
     splits: dict[str, SplitPart]
+    set_aside: dict[str, int]
     split_ids_sha256: str
     seed: int
+
+
+class DriftCheck(Record):
+    """One comparison of the training data with the reference's."""
+
+    name: str
+    verdict: Literal["PASS", "FAIL", "INSUFFICIENT", "NOT APPLICABLE"]
+    value: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n_current: int
+    n_reference: int | None
+    limit: float
+    method: str
+    sentence: str
+
+
+class DriftAgainst(Record):
+    """Which version was asked for, which one was compared with, or why none."""
+
+    asked: str | int
+    version: int | None
+    reason: str | None
+
+
+class Drift(Record):
+    """What the drift stage wrote."""
+
+    against: DriftAgainst
+    on_drift: Literal["report", "refuse"]
+    significance: float
+    verdict: Literal["PASS", "FAIL", "INSUFFICIENT", "NOT APPLICABLE"]
+    checks: list[DriftCheck]
 
 
 class HardPrompt(Record):

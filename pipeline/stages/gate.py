@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageInputError
-from pipeline.gates import decide, evaluate_checks
+from pipeline.gates import decide, drift_checks, evaluate_checks, leakage_checks
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_json, sha256_file, write_json
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Write `gate` from `metrics` and `fairness` and return it. Raises StageInputError when they are not of this task or of one test split."""
+    """Write `gate` from the four records it reads and return it. Raises StageInputError when they are not of this task or of one test split."""
     task = outputs.gate.parent.name
     metrics, fairness = _read(inputs.metrics, task), _read(inputs.fairness, task)
     if metrics.get("n") != fairness.get("n"):
@@ -20,13 +20,14 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             "predictions. Run the stages evaluate and assess_fairness again: `dvc repro`."
         )
     checks = evaluate_checks(params.gate, params.prompt.labels, metrics, fairness)
+    checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     decision, reasons = decide(checks)
     report = {
         "task": task,
         "decision": decision,
         "reasons": reasons,
         "checks": checks,
-        "inputs": {"metrics_sha256": sha256_file(inputs.metrics), "fairness_sha256": sha256_file(inputs.fairness)},
+        "inputs": {f"{name}_sha256": sha256_file(getattr(inputs, name)) for name in ("metrics", "fairness", "leakage", "drift")},
     }
     write_json(outputs.gate, report)
     return report

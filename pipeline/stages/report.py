@@ -10,6 +10,7 @@ from pipeline.reporting.card import CardInputs, render_card
 from pipeline.reporting.examples import check_predictions
 from pipeline.reporting.formats import (
     Data,
+    Drift,
     Fairness,
     Gate,
     GateInputs,
@@ -32,7 +33,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write the card; returns its size in bytes and the decision it shows. Raises StageInputError naming a file and key."""
     card = _read(params, inputs)
     check_gate(card.gate, inputs.gate)
-    judged = GateInputs(metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness))
+    judged = GateInputs(
+        metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness), drift_sha256=sha256_file(inputs.drift)
+    )
     check_gate_inputs(card.gate, inputs.gate, judged)
     check_hard_prompt(card.score, card.metrics, inputs.metrics)
     check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
@@ -57,6 +60,7 @@ def _read(params: TaskParams, inputs: Paths) -> CardInputs:
         ingest=_typed(Ingest, inputs, "ingest_report"),
         data=_typed(Data, inputs, "data_report"),
         split=_typed(Split, inputs, "split_report"),
+        drift=_typed(Drift, inputs, "drift"),
         manifest=manifest,
         manifest_sha256=manifest_sha256(inputs.bundle),
         train_log=parse_train_log(read_jsonl(inputs.train_log), inputs.train_log, manifest.training.trial),

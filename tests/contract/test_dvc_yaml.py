@@ -1,6 +1,6 @@
 """dvc.yaml, the layout, the params and the imports of the stages describe one pipeline."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,12 @@ def test_there_is_one_unit_for_each_stage_and_task(stages_in_file: dict[str, Any
     assert len(units) == 9 * len(TASKS)
 
 
+def _with_checksums(layout: Layout, names: Sequence[str]) -> list[Path]:
+    """The files of these names as DVC must track them, each Parquet file followed by its checksum."""
+    paths = [layout.path(name) for name in names]
+    return [Path(f"{path}{suffix}") for path in paths for suffix in (("", ".sha256") if path.suffix == ".parquet" else ("",))]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_dvc_sees_the_command_files_and_params_of_the_layout(workspace: Path, task: str):
     from dvc.dependency.param import ParamsDependency
@@ -92,8 +98,8 @@ def test_dvc_sees_the_command_files_and_params_of_the_layout(workspace: Path, ta
             data = [Path(dep.fs_path) for dep in unit.deps if not isinstance(dep, ParamsDependency) and "pipeline" not in dep.def_path]
             (params,) = (dep for dep in unit.deps if isinstance(dep, ParamsDependency))
             assert unit.cmd == f"python -m pipeline {stage.name} --task {task}"
-            assert data == [layout.path(name) for name in stage.inputs]
-            assert sorted(Path(out.fs_path) for out in unit.outs) == sorted(layout.path(name) for name in stage.outputs)
+            assert data == _with_checksums(layout, stage.inputs)
+            assert sorted(Path(out.fs_path) for out in unit.outs) == sorted(_with_checksums(layout, stage.outputs))
             assert all(out.use_cache for out in unit.outs)
             assert sorted(params.params) == sorted(
                 f"{side}.{section}" for section in stage.sections for side in ("defaults", f"tasks.{task}")
@@ -172,14 +178,12 @@ def test_every_form_of_import_is_followed(tmp_path: Path, text: str, more: set[s
     assert set(dvc_file.import_closure(tmp_path, ("pipeline.entry",))) == {"pipeline", "pipeline.entry"} | more
 
 
-def _write_outputs(root: Path) -> Iterator[Path]:
+def _write_outputs(root: Path) -> None:
     for task in TASKS:
-        for name, pattern in FILES.items():
-            path = Layout(root, task).path(name)
-            file = path / "file" if pattern.endswith("/") else path
+        for path in _with_checksums(Layout(root, task), list(FILES)):
+            file = path / "file" if path.suffix == "" else path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{name} of {task}")
-            yield path
+            file.write_text(f"{path.name} of {task}")
 
 
 def _changed_params(root: Path) -> dict[str, set[str]]:
@@ -198,7 +202,7 @@ def test_a_changed_section_makes_exactly_the_stages_that_declare_it_stale(worksp
     monkeypatch.chdir(workspace)  # DVC's run cache resolves paths against the current folder
     yaml = YAML(typ="safe")
     original = (workspace / "params.yaml").read_text(encoding="utf-8")
-    assert len(list(_write_outputs(workspace))) == len(FILES) * len(TASKS)
+    _write_outputs(workspace)
     with Repo(str(workspace)) as repo:
         repo.commit(force=True)
         assert repo.status() == {}

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.layout import Layout, stage_named
 from pipeline.params import TaskParams, load
+from tests.data.byte_model import write_byte_model
 
 TASK = "tweet_sentiment"
 REPOSITORY = Path(__file__).parents[2]
@@ -24,12 +25,14 @@ class Workspace:
         self.root = root
         self.layout = Layout(root, TASK)
         (root / "params.yaml").write_text("# marks the root\n")
+        write_byte_model(root / "model")
 
     def params(self, **sections: Mapping[str, Any]) -> TaskParams:
         """The demo's params over a CSV file `in.csv` with the columns label and text; `sections` are merged over them."""
         values = copy.deepcopy(DEMO)
         values["ingest"] = {"source": {"kind": "file", "path": "in.csv"}, "columns": {"fields": {"text": "text"}, "label": "label"}}
-        values["validate"] |= {"minimum_rows": 1, "minimum_accepted_share": 0.0, "minimum_label_confidence": 0.5}
+        values["validate"] |= {"minimum_rows": 1, "minimum_accepted_share": 0.0, "minimum_label_confidence": 0.5, "minimum_label_rows": 1}
+        values["base_model"]["source"] = {"kind": "directory", "id": "bytes", "path": str(self.root / "model")}
         for name, section in sections.items():
             values[name.rstrip("_")] |= section
         return TaskParams.model_validate(values)
@@ -46,9 +49,9 @@ class Workspace:
         return self.layout.path(name)
 
     def written(self) -> set[str]:
-        """Every file below the root but params.yaml and in.csv."""
+        """Every file below the root but params.yaml, in.csv and the base model's."""
         files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return set(files) - {"params.yaml", "in.csv"}
+        return {name for name in files if name not in ("params.yaml", "in.csv") and not name.startswith("model/")}
 
 
 @pytest.fixture

@@ -3,16 +3,23 @@
 import json
 import logging
 import re
+from html import unescape
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.data import contract
-from pipeline.data.contract import Check, Suite, accepted_suite, judge
+from pipeline.data.contract import judge
+from pipeline.data.data_docs import Overview
+from pipeline.data.expectations import Check, Suite
+from pipeline.data.quarantine import PASSES
 from pipeline.errors import ContractError, StageInputError
+from pipeline.records import write_parquet
 
 LABELS = ("negative", "neutral", "positive")
 SECRET = "Zanzibar"
+OVERVIEW = Overview("test", [])
 
 
 def rows_of(texts, labels, confidences=None):
@@ -34,8 +41,7 @@ def sound(count=30):
 
 
 def validate(workspace, rows, **limits):
-    workspace.path("raw").parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(workspace.path("raw"), index=False)
+    write_parquet(workspace.path("raw"), rows)
     return workspace.run("validate", workspace.params(validate_=limits))
 
 
@@ -58,7 +64,7 @@ def test_sound_rows_pass(workspace):
     assert (report["rows"], report["accepted"], report["quarantined"]) == (30, 30, 0)
     assert report["labels"] == dict.fromkeys(LABELS, 10)
     assert all(e["success"] for e in report["expectations"])
-    assert report["planned"] == report["evaluated"] == len(report["expectations"]) == 19
+    assert report["planned"] == report["evaluated"] == len(report["expectations"]) == 32
     assert json.loads(workspace.path("data_report").read_text()) == report
     pd.testing.assert_frame_equal(pd.read_parquet(workspace.path("accepted")), sound())
 
@@ -68,8 +74,11 @@ def test_only_the_declared_outputs_are_written(workspace):
     written = {name for name in workspace.written() if not name.startswith("reports/tweet_sentiment/data_docs/")}
     assert written == {
         "data/raw/tweet_sentiment.parquet",
+        "data/raw/tweet_sentiment.parquet.sha256",
         "data/validated/tweet_sentiment/accepted.parquet",
+        "data/validated/tweet_sentiment/accepted.parquet.sha256",
         "data/validated/tweet_sentiment/quarantined.parquet",
+        "data/validated/tweet_sentiment/quarantined.parquet.sha256",
         "reports/tweet_sentiment/data.json",
     }
 
@@ -83,16 +92,18 @@ def test_warnings_set_rows_aside_and_do_not_block(workspace):
     report = validate(workspace, rows)
     assert failures(report, "critical") == set()
     assert failures(report, "warning") == {
-        ("raw", "ExpectColumnValuesToNotBeNull", "text"),
+        ("raw", "ExpectColumnValuesToNotBeNull", "text characters"),
         ("raw", "ExpectColumnValuesToNotBeNull", "label"),
-        ("raw", "ExpectColumnValueLengthsToBeBetween", "text"),
+        ("raw", "ExpectColumnValuesToBeBetween", "text characters"),
         ("raw", "ExpectColumnValuesToBeBetween", "label_confidence"),
     }
     aside = pd.read_parquet(workspace.path("quarantined"))
     assert aside["row_id"].tolist() == ["id1", "id2", "id3", "id4"]
     assert aside["rule"].tolist() == ["missing_text", "missing_label", "text_length", "low_label_confidence"]
     assert {rule: n for rule, n in report["quarantined_by_rule"].items() if n} == dict.fromkeys(aside["rule"], 1)
-    warning = next(e for e in report["expectations"] if e["expectation"] == "ExpectColumnValueLengthsToBeBetween" and e["suite"] == "raw")
+    warning = next(
+        e for e in report["expectations"] if e["column"] == "text characters" and e["suite"] == "raw" and "Between" in e["expectation"]
+    )
     assert (warning["observed"], warning["row_ids"], warning["source_rows"]) == ("1 of 30 rows do not conform", ["id3"], [103])
 
 
@@ -154,7 +165,7 @@ def test_a_wrong_label_column_is_named_in_short(workspace):
             ("raw", "ExpectColumnValuesToBeBetween", "label_confidence"),
             "set it to null",
         ),
-        (lambda rows: rows.assign(extra=1), {}, ("raw", "ExpectTableColumnsToMatchSet", None), "does not conform"),
+        (lambda rows: rows.assign(extra=1), {}, ("schema", "ExpectTableColumnsToMatchSet", None), "columns unexpected extra"),
     ],
 )
 def test_critical_failures_block(workspace, change, limits, failure, part):
@@ -181,7 +192,7 @@ def test_every_failure_is_listed(workspace):
 def test_an_empty_frame_fails_every_check(workspace):
     _, report = blocked(workspace, sound().iloc[:0])
     assert report["expectations"]
-    assert not any(e["success"] for e in report["expectations"])
+    assert {e["suite"] for e in report["expectations"] if e["success"]} == {"schema"}  # it looks at the file's columns
 
 
 def test_null_labels_only_do_not_pass_as_known_labels(workspace):
@@ -191,20 +202,38 @@ def test_null_labels_only_do_not_pass_as_known_labels(workspace):
     assert ("accepted", "ExpectColumnValuesToNotBeNull", "label") in failures(report, "critical")
 
 
-def test_null_does_not_pass_where_it_would_go_on(workspace, tmp_path):
-    """The accepted suite does not rely on the row rules having worked."""
+def test_null_does_not_pass_where_it_would_go_on(workspace, monkeypatch):
+    """Fault injection: row rules that let everything pass. The accepted suite does not rely on them."""
+    monkeypatch.setattr("pipeline.stages.validate.apply_row_rules", lambda rows, plan, limits: np.full(len(rows), PASSES, dtype="int8"))
     rows = sound()
     rows.loc[0, "label"] = None
-    suite = accepted_suite(rows, fields=["text"], labels=LABELS, limits=workspace.params().validate_)
-    failed = [verdict for verdict in judge([suite], docs_folder=tmp_path / "docs") if verdict.blocks]
-    assert [(v.check.expectation, v.check.column, v.row_ids) for v in failed] == [("ExpectColumnValuesToNotBeNull", "label", ("id1",))]
+    rows.loc[1, "text"] = None
+    _, report = blocked(workspace, rows)
+    found = {(e["column"], tuple(e["row_ids"])) for e in report["expectations"] if not e["success"] and e["suite"] == "accepted"}
+    assert found == {("label", ("id1",)), ("text characters", ("id2",))}
 
 
 def test_a_check_that_cannot_be_evaluated_fails(tmp_path):
     check = Check("ExpectColumnMeanToBeBetween", "critical", "a mean", "Mend it.", {"column": "text", "min_value": 0})
-    (verdict,) = judge([Suite("raw", sound(), [check])], docs_folder=tmp_path)
+    (verdict,) = judge([Suite("raw", sound(), [check])], docs_folder=tmp_path, overview=OVERVIEW)
     assert verdict.blocks
-    assert verdict.observed in ("could not be evaluated", "no value")
+    assert verdict.observed == "could not be evaluated"
+
+
+def test_a_check_that_cannot_be_evaluated_blocks_however_mild(tmp_path):
+    check = Check("ExpectColumnMeanToBeBetween", "info", "a mean", "Mend it.", {"column": "text", "min_value": 0})
+    (verdict,) = judge([Suite("raw", sound(), [check])], docs_folder=tmp_path, overview=OVERVIEW)
+    assert verdict.blocks
+    assert not verdict.evaluated
+
+
+def test_a_column_of_nulls_conforms_to_nothing(tmp_path):
+    """Great Expectations itself passes it: no value, no unexpected value."""
+    check = Check("ExpectColumnValuesToMatchRegex", "warning", "words", "Mend it.", {"column": "text", "regex": "a"})
+    (verdict,) = judge(
+        [Suite("raw", sound().assign(text=pd.array([None] * 30, dtype="str")), [check])], docs_folder=tmp_path, overview=OVERVIEW
+    )
+    assert not verdict.success
 
 
 def test_an_unplanned_number_of_checks_is_an_error(tmp_path, monkeypatch):
@@ -214,7 +243,7 @@ def test_an_unplanned_number_of_checks_is_an_error(tmp_path, monkeypatch):
     check = Check("ExpectColumnValuesToNotBeNull", "critical", "ids", "Mend it.", {"column": "row_id"})
     other = Check("ExpectColumnValuesToBeUnique", "critical", "ids", "Mend it.", {"column": "row_id"})
     with pytest.raises(ContractError, match="1 checks of the raw rows, 2 were planned"):
-        judge([Suite("raw", sound(), [check, other])], docs_folder=tmp_path / "docs")
+        judge([Suite("raw", sound(), [check, other])], docs_folder=tmp_path / "docs", overview=OVERVIEW)
     assert not (tmp_path / "docs").exists()
 
 
@@ -260,13 +289,8 @@ def test_no_text_of_a_row_in_report_or_pages(workspace, caplog):
         blocked(workspace, bad_rows())
     assert caplog.records == []  # its renderers log what they could not render
     found = pages(workspace)
-    assert set(found) == {
-        "index.html",
-        "expectations/raw.html",
-        "expectations/accepted.html",
-        "validations/raw.html",
-        "validations/accepted.html",
-    }
+    suites = ("schema", "raw", "accepted", "figures")
+    assert set(found) == {"index.html", *(f"{folder}/{suite}.html" for folder in ("expectations", "validations") for suite in suites)}
     for name, text in (*found.items(), ("report", workspace.path("data_report").read_text())):
         assert SECRET not in text, name
         assert "Traceback" not in text, name
@@ -290,7 +314,11 @@ def test_index_shows_every_check_with_its_verdict(workspace):
     _, report = blocked(workspace, bad_rows())
     index = pages(workspace)["index.html"]
     assert index.count("<tr><td class=") == len(report["expectations"])
-    assert index.count(">fail</td>") == sum(not e["success"] for e in report["expectations"])
+    failed = [e for e in report["expectations"] if not e["success"]]
+    assert index.count(">fail</td>") == len(failed)
+    assert index.count('<tr class="failed">') == len(failed)
+    assert "The run is blocked" in index
+    assert all(e["fix"] in unescape(index) for e in failed)
     assert "<td>critical</td>" in index
     validation = pages(workspace)["validations/raw.html"]
     assert validation.count(">pass</span>") == sum(e["success"] for e in report["expectations"] if e["suite"] == "raw")

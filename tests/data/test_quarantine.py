@@ -1,25 +1,56 @@
 """Row rules: which rule catches which row, in which order, and why."""
 
-import pandas as pd
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.data.deduplication import normalise
-from pipeline.data.quarantine import RULES, apply_row_rules
+from pipeline.data.measures import Plan, measure
+from pipeline.data.quarantine import PASSES, RULES, apply_row_rules, reasons
+from pipeline.data.token_counts import PromptTokens
 
 LABELS = ("negative", "positive")
 
 
+def batch_of(rows):
+    columns = dict(zip(("text", "label", "label_confidence"), zip(*rows, strict=True), strict=True)) if rows else {}
+    types = {"text": pa.large_string(), "label": pa.large_string(), "label_confidence": pa.float64()}
+    named = {name: pa.array(columns.get(name, []), type=kind) for name, kind in types.items()}
+    numbers = pa.array(range(1, len(rows) + 1), type=pa.int64())
+    return pa.RecordBatch.from_pydict({"row_id": numbers.cast(pa.large_string()), "source_row": numbers, **named})
+
+
+def plan_of(workspace, limits, **more):
+    counts = PromptTokens(
+        tokenizer=(workspace.root / "model" / "tokenizer.json").read_text(), context_length=2048, virtual_tokens=5, templates=("{text}:",),
+        answers=("y", "no"), maximum_field_tokens=128,
+    )  # fmt: skip
+    script = limits.script
+    given = {
+        "fields": ("text",),
+        "answer": "label",
+        "labels": LABELS,
+        "tokens": counts,
+        "scripts": tuple(script.expected) if script else (),
+    }
+    return Plan(**{**given, "phone_region": "US", "masked": limits.personal_data.action == "mask", **more})
+
+
 def judged(workspace, rows, **limits):
-    frame = pd.DataFrame(rows, columns=["text", "label", "label_confidence"]).astype(
-        {"text": "str", "label": "str", "label_confidence": "float64"}
-    )
+    """(rule, reason) of each row, None and None for one that passes."""
     params = workspace.params(validate_={"minimum_text_characters": 3, "maximum_text_characters": 10, **limits})
-    return apply_row_rules(frame, fields=["text"], labels=LABELS, limits=params.validate_)
+    plan, batch = plan_of(workspace, params.validate_), batch_of(rows)
+    measures = measure([batch] if rows else [], plan, batch.schema)
+    found = apply_row_rules(measures, plan, params.validate_)
+    aside = np.flatnonzero(found != PASSES)
+    sentences = dict(zip(aside.tolist(), reasons(measures.iloc[aside], found[aside].tolist(), plan, params.validate_), strict=True))
+    return [(RULES[rule] if index in sentences else None, sentences.get(index)) for index, rule in enumerate(found.tolist())]
 
 
 def rules(workspace, rows, **limits):
-    found = judged(workspace, rows, **limits)
-    return [None if pd.isna(rule) else rule for rule in found["rule"]]
+    return [rule for rule, _ in judged(workspace, rows, **limits)]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +73,7 @@ def rules(workspace, rows, **limits):
     ],
 )
 def test_one_row(workspace, row, rule, reason):
-    found = judged(workspace, [row])
-    assert [None if pd.isna(value) else value for value in found.loc[0, ["rule", "reason"]]] == [rule, reason]
+    assert judged(workspace, [row]) == [(rule, reason)]
     assert rule is None or rule in RULES
 
 
@@ -77,16 +107,50 @@ def test_a_row_set_aside_earlier_makes_no_conflict_and_no_duplicate(workspace):
 
 
 def test_two_fields_are_compared_together(workspace):
-    frame = pd.DataFrame(
-        {"a": ["xxx", "xxx y", "xxx"], "b": ["y zzz", "zzz", "Y ZZZ"], "label": ["positive"] * 3, "label_confidence": [1.0] * 3}
-    )
-    params = workspace.params(validate_={"minimum_text_characters": 1, "maximum_text_characters": 10})
-    found = apply_row_rules(frame, fields=["a", "b"], labels=LABELS, limits=params.validate_)
-    assert found["rule"].isna().tolist() == [True, True, False]
+    values = {"a": ["xxx", "xxx y", "xxx"], "b": ["y zzz", "zzz", "Y ZZZ"], "label": ["positive"] * 3, "label_confidence": [1.0] * 3}
+    batch = pa.RecordBatch.from_pydict({"row_id": ["1", "2", "3"], "source_row": [1, 2, 3], **values})
+    limits = workspace.params(validate_={"minimum_text_characters": 1, "maximum_text_characters": 10}).validate_
+    plan = plan_of(workspace, limits, fields=("a", "b"))
+    plan = replace(plan, tokens=replace(plan.tokens, templates=("{a} {b}",)))
+    found = apply_row_rules(measure([batch], plan, batch.schema), plan, limits)
+    assert (found == PASSES).tolist() == [True, True, False]
 
 
 def test_no_rows(workspace):
     assert rules(workspace, []) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "reason", "limits"),
+    [
+        # Tokens are bytes. A longer text is cut at 128 tokens by default, so it always fits.
+        ("a" * 2040, None, None, {"personal_data": {"action": "count"}}),
+        ("a" * 129, "cut_text", "The field text has 129 tokens and would be cut at 128 (prompt.maximum_field_tokens).", {"cut_texts": "quarantine"}),
+        ("\u00e9" * 64, None, None, {"cut_texts": "quarantine"}),
+        ("\u00e9" * 65, "cut_text", "The field text has 130 tokens and would be cut at 128 (prompt.maximum_field_tokens).", {"cut_texts": "quarantine"}),
+        (
+            "\u043f\u0440\u0438\u0432ab", "foreign_script", "33% of the letters are Latin, expected 50% or more.",
+            {"script": {"expected": ["Latin"], "foreign_texts": "quarantine"}},
+        ),
+        ("12:30!", None, None, {"script": {"expected": ["Latin"], "foreign_texts": "quarantine"}}),
+        ("me@example.org", "personal_data", "The text holds 1 e-mail addresses.", {"personal_data": {"action": "quarantine"}}),
+        ("me@example.org", None, None, {"personal_data": {"action": "mask"}}),
+    ],
+)  # fmt: skip
+def test_rules_that_a_task_can_switch_on(workspace, text, rule, reason, limits):
+    assert judged(workspace, [(text, "positive", 1.0)], **{"maximum_text_characters": 10_000, **limits}) == [(rule, reason)]
+
+
+def test_a_prompt_that_does_not_fit_is_set_aside(workspace):
+    limits = workspace.params(validate_={"maximum_text_characters": 10_000}).validate_
+    plan = plan_of(workspace, limits)
+    # 5 virtual tokens + 100 of the text + ":" + "no", the longer verbalizer.
+    rows = [("a" * 100, "positive", 1.0), ("b" * 101, "positive", 1.0)]
+    plan = replace(plan, tokens=replace(plan.tokens, context_length=108))
+    measures = measure([batch_of(rows)], plan, batch_of(rows).schema)
+    found = apply_row_rules(measures, plan, limits)
+    assert found.tolist() == [PASSES, RULES.index("prompt_length")]
+    assert reasons(measures.iloc[[1]], [found[1]], plan, limits) == ["The prompt takes 109 tokens, the base model attends to 108."]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ for name in stage.outputs:
     target = Layout(pathlib.Path(), task).path(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+    if source.suffix == ".parquet":
+        shutil.copy(f"{source}.sha256", f"{target}.sha256")
 """
 
 
@@ -88,6 +90,7 @@ def make_prepared(root: Path, bundle: Path) -> Path:
     stages: dict[str, Any] = {}
     for stage in STAGES:
         outs = [FILES[name].format(task=TASK).rstrip("/") for name in stage.outputs]
+        outs += [f"{path}.sha256" for path in outs if path.endswith(".parquet")]
         do = {"cmd": f"python copy_outputs.py {stage.name} {TASK}", "deps": [PREPARED], "outs": outs}
         stages[stage.name] = {"foreach": [TASK], "do": do}
     make_checkout(root, stages)
@@ -106,11 +109,8 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     (layout.root / "params.yaml").unlink()
     shutil.rmtree(layout.path("bundle"))
     shutil.copytree(bundle, layout.path("bundle"))
-    rows = pd.DataFrame(
-        {"row_id": ["a", "b", "c"], "text": ["late again", "great crew", "gate four"], "label": ["negative", "positive", "neutral"]}
-    )
-    for name in ("raw", "accepted", "quarantined", "train", "validation", "test", "predictions"):
-        write_parquet(layout.path(name), rows)
+    for name in ("quarantined", "predictions"):
+        write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     layout.path("data_docs").mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")
     passed = decision == "promote"

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from pipeline.errors import ParamsError
 from tests.flows.flow_workspace import REPOSITORY, call, environment, make_checkout, promptmill
 
 HEAVY = ("prefect", "mlflow", "torch", "pandas", "dvc", "pydantic")
-COMMANDS = ("run", "predict", "promote", "rollback", "list", "show", "ui")
+COMMANDS = ("run", "predict", "promote", "rollback", "list", "show", "ui", "data")
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -18,10 +19,23 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def subcommands(parser: Any) -> dict[str, Any]:
+    """Name -> parser of the commands below a parser."""
+    return next((dict(action.choices) for action in parser._actions if isinstance(action.choices, dict)), {})
+
+
+def all_commands() -> dict[str, Any]:
+    """Name, such as `data log`, -> parser of every command that does something."""
+    below = subcommands(cli.parser())
+    assert tuple(below) == COMMANDS
+    data = below.pop("data")
+    return below | {f"data {name}": parser for name, parser in subcommands(data).items()}
+
+
+@pytest.mark.parametrize("command", all_commands())
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.parse([command, "--help"])
+        cli.parse([*command.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"\n  promptmill {command}" in text
@@ -31,16 +45,11 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 def test_the_examples_in_the_help_parse() -> None:
     import shlex
 
-    texts = [cli.parser().format_help()]
-    commands_parser = next(action for action in cli.parser()._actions if action.choices)
-    assert commands_parser.choices is not None
-    assert tuple(commands_parser.choices) == COMMANDS
-    texts += [command.format_help() for command in commands_parser.choices.values()]  # pyright: ignore
+    texts = [cli.parser().format_help(), *(parser.format_help() for parser in all_commands().values())]
     examples = [line.strip() for text in texts for line in text.splitlines() if line.startswith("  promptmill ")]
-    assert len(examples) >= 15
+    assert len(examples) >= 20
     for example in examples:
-        options = cli.parse(shlex.split(example)[1:])
-        assert callable(getattr(commands, options.command))
+        assert callable(cli.handler(cli.parse(shlex.split(example)[1:])))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,8 @@ def test_the_examples_in_the_help_parse() -> None:
         (["predict", "t", "--text", "a", "--out", "b.csv"], "--out needs --file"),
         (["promote", "t"], "VERSION"),
         (["rollback", "t", "--to", "first"], "invalid int value"),
+        (["data"], "SUBCOMMAND"),
+        (["data", "repair"], "TASK"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

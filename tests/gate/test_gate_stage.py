@@ -10,13 +10,17 @@ import pytest
 from pipeline.errors import StageInputError
 from pipeline.layout import Layout, stage_named
 from pipeline.params import GateParams, TaskParams, load_task
-from pipeline.records import sha256_file, write_parquet
+from pipeline.records import sha256_file, write_json, write_parquet
 from pipeline.stages import assess_fairness, evaluate, gate
 from tests.evaluation.scored_rows import long_frame, noisy
 
 ROOT = Path(__file__).parents[2]
 AIRLINES = ("united", "usairways", "americanair", "southwestair", "jetblue", "virginamerica")
 SHARES = (0.107, 0.081, 0.077, 0.067, 0.060, 0.013)
+
+NO_DRIFT = {"task": "tweet_sentiment", "on_drift": "report", "rows": {"current": 13000}, "checks": []}
+
+NO_LEAKS = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
 
 Decide = Callable[..., dict[str, object]]
 
@@ -45,6 +49,9 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
             "hard_prompt": noisy(actual, 0.2, seed + 2),
             "majority_class": np.zeros(rows, dtype=int),
         }
+        write_json(layout.path("drift"), NO_DRIFT)
+        pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), NO_LEAKS)
+        write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
         write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
         for name, module in (("evaluate", evaluate), ("assess_fairness", assess_fairness), ("gate", gate)):
             stage = stage_named(name)
@@ -64,10 +71,12 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     assert stored["inputs"] == {
         "metrics_sha256": sha256_file(layout.path("metrics")),
         "fairness_sha256": sha256_file(layout.path("fairness")),
+        "leakage_sha256": sha256_file(layout.path("leakage")),
+        "drift_sha256": sha256_file(layout.path("drift")),
     }
     rule: GateParams = params.gate
     groups = sum(len(threshold.groups) for threshold in rule.group_thresholds)
-    planned = 2 + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
+    planned = 3 + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
     assert len(report["checks"]) == planned
 
 
@@ -89,7 +98,7 @@ def test_a_prompt_no_better_than_the_hard_prompt_is_refused_and_that_is_no_error
 def test_a_constant_predictor_is_refused(run_stages: Decide, label: int) -> None:
     report = run_stages(0.0, tuned=np.full(1700, label))
     assert report["decision"] == "refuse"
-    assert report["checks"][-1]["verdict"] == "DEGENERATE"
+    assert {check["name"]: check["verdict"] for check in report["checks"]}["degeneracy"] == "DEGENERATE"
 
 
 def test_a_perfect_prompt_on_too_few_rows_is_refused(run_stages: Decide) -> None:

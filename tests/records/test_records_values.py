@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.errors import StageInputError
 from pipeline.records import (
+    checksum_file,
+    iterate_parquet,
     read_json,
     read_jsonl,
     read_parquet,
@@ -108,9 +110,12 @@ def test_a_parquet_file_that_is_broken_or_lacks_a_column_is_named(tmp_path: Path
     write_parquet(path, pd.DataFrame({"text": ["a"], "label": ["b"]}))
     with pytest.raises(StageInputError, match=r"lacks the columns \['row_id'\]; it has \['text', 'label'\]"):
         read_parquet(path, columns=("row_id", "text"))
-    path.write_bytes(path.read_bytes()[:-10])
+    path.write_bytes(b"PAR1 and no more")
+    checksum_file(path).write_text(f"{sha256_file(path)}  file.parquet\n")
     with pytest.raises(StageInputError, match="not a readable Parquet file"):
         read_parquet(path)
+    with pytest.raises(StageInputError, match="not a readable Parquet file"):
+        next(iterate_parquet(path))
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path):

@@ -1,7 +1,9 @@
 """A workspace as the stages leave it, small and written by hand, and ways to damage what MLflow stores."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,24 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import yaml
 from safetensors.numpy import save_file
 
-from pipeline.layout import STAGES, Layout
+from pipeline.data.drift import drift_report
+from pipeline.data.profiles import make_profile, write_profile, write_reference
+from pipeline.layout import STAGES, Layout, Stage
 from pipeline.manifest import write_manifest
 from pipeline.params import TaskParams, load_task
-from pipeline.records import write_json, write_jsonl
+from pipeline.records import write_json, write_jsonl, write_parquet
 from pipeline.registry import registry, tracking
 from pipeline.registry.connection import connect
 
 TASK = "tweet_sentiment"
 LABELS = ["negative", "neutral", "positive"]
+WORDS = "the crew was late again and lost my bag at gate four thank you for a lovely flight"
+OTHER_WORDS = "personal data shall be shared with third parties under applicable law unless otherwise required"
 DAMAGES = ("one bit flipped", "truncated", "file added", "file missing", "manifest altered", "another bundle")
 PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
 
@@ -96,12 +104,9 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     write_json(layout.path("fairness"), {"task": TASK, "attributes": groups})
     reasons = [] if decision == "promote" else ["accuracy 0.41 is below 0.50.", "airline jetblue has 12 rows."]
     write_json(layout.path("gate"), {"task": TASK, "decision": decision, "reasons": reasons, "checks": [], "inputs": {}})
-    for name in ("ingest_report", "data_report", "score_report"):
-        write_json(layout.path(name), {"task": TASK})
-    splits = {
-        name: {"rows": rows, "labels": {}, "sha256": name[0] * 64} for name, rows in (("train", 80), ("validation", 10), ("test", 10))
-    }
-    write_json(layout.path("split_report"), {"splits": splits, "seed": 0})
+    write_json(layout.path("score_report"), {"task": TASK})
+    write_data(layout, seed)
+    write_data_profile(layout, seed)
     log = [
         {"event": "step", "trial": 0, "step": step, "loss": 2.0 - step / 1000, "learning_rate": 0.01, "seconds": 0.1}
         for step in range(steps)
@@ -113,10 +118,59 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     (layout.path("plots") / "confusion_matrix.csv").write_text("actual,predicted\nneutral,neutral\n", encoding="utf-8")
     (root / "params.yaml").write_text(PARAMS_YAML.read_text(encoding="utf-8"), encoding="utf-8")
     entries = {
-        f"{stage.name}@{TASK}": {"cmd": f"python -m pipeline {stage.name}", "outs": [{"path": "x", "md5": str(seed)}]} for stage in STAGES
+        f"{stage.name}@{TASK}": {"cmd": f"python -m pipeline {stage.name} {seed}", "outs": list(_locked(layout, stage))} for stage in STAGES
     }
     lock = {"schema": "2.0", "stages": {**entries, "tune@another_task": {"cmd": "x"}}}
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+
+
+def write_data(layout: Layout, seed: int) -> None:
+    """The tables of the data stages, of which every text tells the seed, and their reports."""
+    texts = [f"Text {number} of {seed}" for number in range(120)]
+    rows = pd.DataFrame({"row_id": texts, "text": texts, "label": [LABELS[number % 3] for number in range(120)]})
+    parts = {"raw": (0, 120), "accepted": (0, 100), "train": (0, 80), "validation": (80, 90), "test": (90, 100)}
+    for name, (first, end) in parts.items():
+        write_parquet(layout.path(name), rows[first:end])
+    sums = {name: hashlib.sha256(layout.path(name).read_bytes()).hexdigest() for name in parts}
+    ingest = {"source": "rows.csv (utf-8)", "source_sha256": f"{seed:064}", "rows": 120, "raw_sha256": sums["raw"]}
+    write_json(layout.path("ingest_report"), ingest)
+    met = [{"severity": severity, "success": success} for severity, success in (("critical", True), ("warning", False), ("info", True))]
+    write_json(layout.path("data_report"), {"rows": 120, "accepted": 100, "quarantined": 20, "expectations": met})
+    splits = {name: {"rows": end - first, "labels": {}, "sha256": sums[name]} for name, (first, end) in list(parts.items())[2:]}
+    write_json(layout.path("split_report"), {"splits": splits, "split_ids_sha256": f"{seed + 1:064}", "seed": 0})
+
+
+def write_data_profile(layout: Layout, seed: int) -> None:
+    """The profile of `made_up_rows`, no reference, and the drift report that follows."""
+    params = load_task(PARAMS_YAML, TASK)
+    made = make_profile(
+        [made_up_rows(seed)], fields=["text"], groups={}, settings=params.profile, embed=letters, base_model={"id": "letters"}
+    )
+    write_profile(made, record=layout.path("data_profile"), arrays=layout.path("profile_arrays"), task=TASK)
+    layout.path("reference").mkdir(parents=True, exist_ok=True)
+    against = write_reference(layout.path("reference"), asked="champion", version=None, reason="no champion yet")
+    write_json(layout.path("drift"), {"task": TASK, **drift_report(made, None, against=against, limits=params.drift)})
+
+
+def made_up_rows(seed: int, rows: int = 300) -> pa.RecordBatch:
+    """Labelled texts; those of seeds 0 to 9 are from one source, the others from one with other words and labels."""
+    generator = np.random.default_rng(seed)
+    words, shares = (WORDS, (0.4, 0.4, 0.2)) if seed < 10 else (OTHER_WORDS, (0.1, 0.1, 0.8))
+    texts = [" ".join(generator.choice(words.split(), 8)) for _ in range(rows)]
+    ids = [f"{number:016x}" for number in generator.permutation(rows)]
+    return pa.RecordBatch.from_pydict({"row_id": ids, "text": texts, "label": generator.choice(LABELS, rows, p=shares).tolist()})
+
+
+def letters(texts: Sequence[str]) -> np.ndarray:
+    """A stand-in for the base model's embeddings: how often each letter is in a text, [N, 26]."""
+    return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], dtype=np.float32)
+
+
+def _locked(layout: Layout, stage: Stage) -> Iterator[dict[str, str]]:
+    for name in stage.outputs:
+        path = layout.path(name)
+        if path.is_file():
+            yield {"path": path.relative_to(layout.root).as_posix(), "md5": hashlib.md5(path.read_bytes()).hexdigest()}
 
 
 def damage(bundle: Path, how: str) -> None:

@@ -6,14 +6,17 @@ card shows agrees with the predictions. The other reports are written by hand as
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from pipeline.data.drift import drift_report
+from pipeline.data.profiles import Profile, make_profile
 from pipeline.layout import Layout, Paths, stage_named
 from pipeline.params import AssessFairnessParams, GateParams, TaskParams, load_task
 from pipeline.records import write_json, write_jsonl, write_parquet
@@ -78,7 +81,7 @@ class Run:
         record = json.loads(path.read_text(encoding="utf-8"))
         change(record)
         path.write_text(json.dumps(record), encoding="utf-8")
-        if hashes and name in ("metrics", "fairness"):
+        if hashes and name in ("metrics", "fairness", "drift"):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             self.edit("gate", lambda found: found["inputs"].update({f"{name}_sha256": digest}))
 
@@ -101,6 +104,8 @@ def build_run(root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: 
     """Write all inputs below `root`. `skill`: how far the tuned prompt's scores lean to the right label; `floor`: the group limit."""
     run = Run(root, _params(replicates, floor))
     write_parquet(run.path("predictions"), predictions_frame(rows, skill))
+    _write_drift(run)
+    _write_leakage(run, rows)
     run.judge()
     _write_data_reports(run)
     _write_training(run)
@@ -185,7 +190,37 @@ def _write_data_reports(run: Run) -> None:
     sizes = {"train": 13612, "validation": 1700, "test": 1700}
     shares = dict(zip(LABELS, (0.45, 0.37, 0.18), strict=True))
     parts = {name: {"rows": n, "labels": {k: round(n * s) for k, s in shares.items()}, "sha256": sha(name)} for name, n in sizes.items()}
-    write_json(run.path("split_report"), {"splits": parts, "split_ids_sha256": sha("ids"), "seed": 0})
+    write_json(
+        run.path("split_report"),
+        {"splits": parts, "set_aside": {"near_duplicate_across_splits": 131}, "split_ids_sha256": sha("ids"), "seed": 0},
+    )
+
+
+def _write_leakage(run: Run, rows: int) -> None:
+    none = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
+    pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), none)
+    write_json(run.path("leakage"), {"task": TASK, "rows": {"train": 13612, "validation": 1700, "test": rows}, "pairs": pairs})
+
+
+def _write_drift(run: Run) -> None:
+    """The drift of seeded tweets against others of which some are longer, with the labels of fewer kinds."""
+    sides = [_profile(seed, run.params) for seed in (0, 1)]
+    against = {"asked": "champion", "version": 3, "reason": None}
+    write_json(run.path("drift"), {"task": TASK, **drift_report(*sides, against=against, limits=run.params.drift)})
+
+
+def _profile(seed: int, params: TaskParams) -> Profile:
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(LABELS, 1200, p=((0.45, 0.37, 0.18), (0.2, 0.37, 0.43))[seed])
+    texts = [f"{generator.choice(HANDLES)} {generator.choice(WORDS[label])} {number}" for number, label in enumerate(labels)]
+    rows = pa.RecordBatch.from_pydict({"row_id": [sha(text) for text in texts], "text": texts, "label": labels.tolist()})
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return np.array([[text.count(letter) for letter in "aeiou "] for text in texts])
+
+    return make_profile(
+        [rows], fields=["text"], groups=params.assess_fairness.groups, settings=params.profile, embed=embed, base_model={"id": "letters"}
+    )
 
 
 def _write_training(run: Run) -> None:

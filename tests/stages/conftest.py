@@ -31,6 +31,9 @@ def small_task(model: Path) -> dict[str, Any]:
         "ingest": {"source": {"kind": "file", "path": "rows.csv"}, "columns": {"fields": {"text": "body"}, "label": "mood"}},
         "validate": {"minimum_rows": 100, "maximum_text_characters": 200},
         "split": {"validation_share": 0.2, "test_share": 0.3},
+        "profile": {},
+        "reference": {},
+        "drift": {},
         "prompt": {
             "template": "Tweet: {text}\nSentiment:",
             "verbalizers": {"bad": " bad", "good": " very good"},

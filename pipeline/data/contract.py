@@ -188,6 +188,7 @@ def judge(suites: Sequence[Suite], *, docs_folder: Path, overview: Overview) -> 
     """
     context = gx.get_context(mode="ephemeral", project_config=_project())
     frames = context.data_sources.add_pandas("promptmill")
+    view = DefaultJinjaPageView()  # one for all pages: it compiles its templates
     verdicts: list[Verdict] = []
     summaries: list[SuiteSummary] = []
     for suite in suites:
@@ -199,7 +200,7 @@ def judge(suites: Sequence[Suite], *, docs_folder: Path, overview: Overview) -> 
         outcomes = _in_planned_order(result, suite)
         found = [_verdict(suite, check, outcome) for check, outcome in zip(suite.checks, outcomes, strict=True)]
         verdicts.extend(found)
-        pages = _pages(planned, result, outcomes, found)
+        pages = _pages(view, planned, result, outcomes, found)
         summaries.append(SuiteSummary(suite.name, len(suite.frame), [verdict.record() for verdict in found], *pages))
     write_site(docs_folder, summaries, overview)
     return verdicts
@@ -306,6 +307,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _pages(
+    view: DefaultJinjaPageView,
     suite: gx.ExpectationSuite,
     result: ExpectationSuiteValidationResult,
     outcomes: Sequence[ExpectationValidationResult],
@@ -325,7 +327,6 @@ def _pages(
     }
     # Only what is the same in every run on the same rows: no times, no identity of the frame in memory.
     result.meta = {"great_expectations_version": gx.__version__, "batch_spec": {"data_asset_name": f"{suite.name} rows"}}
-    view = DefaultJinjaPageView()
     validation = view.render(ValidationResultsPageRenderer().render(result), show_how_to_buttons=False)
     expectations = view.render(ExpectationSuitePageRenderer().render(suite), show_how_to_buttons=False)
     return Page(f"expectations/{suite.name}.html", expectations), Page(f"validations/{suite.name}.html", validation)

@@ -87,11 +87,12 @@ class Overview:
     sections: Sequence[Section]
 
 
+# Name -> its heading, and what the number of its checks is followed by.
 _SUITES = {
-    "schema": ("Columns of the raw file", "columns"),
-    "raw": ("Rows as they came", "rows"),
-    "accepted": ("Rows that go on to training", "rows"),
-    "figures": ("Figures of all accepted rows together", "line of figures"),
+    "schema": ("Columns of the raw file", ""),
+    "raw": ("Rows as they came", " of {:,} rows"),
+    "accepted": ("Rows that go on to training", " of {:,} rows"),
+    "figures": ("Figures of all accepted rows together", ""),
 }
 _SEVERITIES = ("critical", "warning", "info")
 _MEANING = {
@@ -164,9 +165,9 @@ def _section(section: Section) -> str:
 
 
 def _suite_table(suite: SuiteSummary) -> str:
-    heading, unit = _SUITES.get(suite.name, (suite.name, "rows"))
+    heading, unit = _SUITES.get(suite.name, (suite.name, ""))
     rows = "".join(_check_row(check) for check in suite.checks)
-    count = f"{len(suite.checks)} checks" if suite.name in ("schema", "figures") else f"{len(suite.checks)} checks of {suite.rows:,} {unit}"
+    count = f"{len(suite.checks)} check{'' if len(suite.checks) == 1 else 's'}{unit.format(suite.rows)}"
     return (
         f"<h2>{escape(heading)}: {count}</h2>"
         f'<p><a href="{suite.validation.path}">Results</a> and <a href="{suite.expectations.path}">expectations</a> by Great Expectations</p>'
@@ -191,4 +192,4 @@ def _where(check: Mapping[str, Any]) -> str:
 
 def _found(check: Mapping[str, Any]) -> str:
     rows = ", ".join(map(str, check["source_rows"]))
-    return f"{check['observed']} (source rows {rows}, ...)" if rows else str(check["observed"])
+    return f"{check['observed']}; among them source rows {rows}" if rows else str(check["observed"])

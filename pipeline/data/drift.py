@@ -110,8 +110,8 @@ def compare(current: Profile, reference: Profile | None, *, limits: "DriftParams
 def overall(checks: Sequence[DriftCheck]) -> Verdict:
     """FAIL when a check fails, else INSUFFICIENT when one has too few rows, else PASS when one passes."""
     found = {check["verdict"] for check in checks}
-    order: tuple[Verdict, ...] = ("FAIL", "INSUFFICIENT", "PASS")
-    return next((verdict for verdict in order if verdict in found), "NOT APPLICABLE")
+    order: tuple[Verdict, ...] = ("FAIL", "INSUFFICIENT", "PASS", "NOT APPLICABLE")
+    return next(verdict for verdict in order if verdict in found)
 
 
 def _planned_checks(current: Profile, reference: Profile | None, limits: "DriftParams", reason: str) -> list[_Planned]:
@@ -205,7 +205,8 @@ def _chi_square(counts: Integers) -> float:
     from scipy.stats import chi2_contingency
 
     table = counts[:, counts.sum(axis=0) > 0]
-    return float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
+    found: Any = chi2_contingency(table, correction=False) if table.shape[1] > 1 else None
+    return float(found.pvalue) if found else 1.0
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def _length_difference(now: Integers, then: Integers, significance: float) -> _D
     with warnings.catch_warnings():
         # Where the exact distribution cannot be computed scipy says so and takes the asymptotic one, as we would.
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = ks_2samp(now, then)
+        found: Any = ks_2samp(now, then)
     distance, p_value = float(found.statistic), float(found.pvalue)
     what = (
         f"The length distributions are {distance:.3f} apart (p {p_value:.2g}); "

@@ -113,7 +113,9 @@ def _sections(report: Mapping[str, Any]) -> Iterator[Section]:
 
 def _answers(report: Mapping[str, Any]) -> Section:
     labels = [(f"label {label}", f"{n:,}") for label, n in report["labels"].items()]
-    figures = [(name, "not computable" if value is None else f"{value:,.3g}") for name, value in report["figures"].items()]
+    figures = [
+        (name, "not computable" if value is None else f"{value:,.3f}".rstrip("0").rstrip(".")) for name, value in report["figures"].items()
+    ]
     return Section(
         "Labels and what gives them away" if labels else "Figures",
         "An association is Cramer's V: 0 says that a property of the text tells nothing about the label, 1 that it tells it.",

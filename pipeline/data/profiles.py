@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
@@ -269,7 +268,7 @@ class _Counts:
 
 def _value_counts(batch: pa.RecordBatch, column: str) -> dict[str, int]:
     """Value -> rows of one text column; null is no value."""
-    counted = pc.value_counts(pc.drop_null(batch.column(column))).to_pylist()
+    counted = batch.column(column).drop_null().value_counts().to_pylist()
     return {str(entry["values"]): int(entry["counts"]) for entry in counted}
 
 

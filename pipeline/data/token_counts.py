@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.errors import BaseModelError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -25,12 +27,13 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The tokenizer (JSON of the `tokenizers` library) and everything that takes tokens beside a row's own text.
+    """The tokenizer (JSON of the `tokenizers` library) of a base model, and everything that takes tokens beside a row's own text.
 
     `templates[0]` is the prompt's template, which stands behind the virtual tokens; the others are the hard prompts, which do not.
     `answers` are the verbalizers; without any, each row's own target is the answer.
     """
 
+    base_model: str
     tokenizer: str
     context_length: int
     virtual_tokens: int
@@ -42,7 +45,12 @@ class PromptTokens:
     def _tokenizer(self) -> "Tokenizer":
         from tokenizers import Tokenizer
 
-        tokenizer: Any = Tokenizer.from_str(self.tokenizer)
+        try:
+            tokenizer: Any = Tokenizer.from_str(self.tokenizer)
+        except Exception as error:  # the library raises nothing narrower
+            raise BaseModelError(
+                f"The tokenizer of {self.base_model} is damaged ({error}). Fetch or convert the base model again."
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True

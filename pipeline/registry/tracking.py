@@ -37,8 +37,26 @@ PROFILE_FOLDER = "profile"
 # MLflow's limits (mlflow/utils/validation.py); a dataset digest cannot hold a whole sha256, so the source holds it.
 MAXIMUM_KEY, MAXIMUM_PARAM, PARAMS_PER_BATCH, METRICS_PER_BATCH, DIGEST_CHARACTERS = 250, 6000, 100, 1000, 36
 
-_FILES = ("ingest_report", "data_report", "split_report", "drift", "train_log", "score_report", "metrics", "fairness", "gate", "card")
-_FOLDERS = {"bundle": "bundle", "plots": "plots", "data_profile": PROFILE_FOLDER, "profile_arrays": PROFILE_FOLDER}
+_FILES = (
+    "ingest_report",
+    "data_report",
+    "split_report",
+    "leakage",
+    "drift",
+    "train_log",
+    "score_report",
+    "metrics",
+    "fairness",
+    "gate",
+    "card",
+)
+_FOLDERS = {
+    "bundle": "bundle",
+    "plots": "plots",
+    "data_docs": "data_docs",
+    "data_profile": PROFILE_FOLDER,
+    "profile_arrays": PROFILE_FOLDER,
+}
 _CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
 _AGAIN = "Run `dvc repro` for this task again."
 
@@ -229,6 +247,7 @@ def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> di
         "promptmill.manifest_sha256": manifest_sha256(layout.path("bundle")),
         "promptmill.gate_decision": gate.decision,
         "promptmill.gate_sha256": gate.sha256,
+        "promptmill.data_docs": f"{_FOLDERS['data_docs']}/index.html",  # where to begin among the run's artifacts
         DATA_PROFILE_SHA256: sha256_file(layout.path("data_profile")),
     }
     known = {

@@ -19,7 +19,7 @@ from pipeline.engine.shared_prefix import key_value_shape
 from pipeline.engine.soft_prompt import save_soft_prompt
 from pipeline.engine.template import Template, compile_verbalizers
 from pipeline.engine.training import Record, TrainingResult, train
-from pipeline.errors import TemplateError
+from pipeline.errors import ParamsError, TemplateError
 from pipeline.examples import labelled_examples, task_base_model, task_template
 from pipeline.interruption import stop_requested
 from pipeline.layout import Paths
@@ -37,8 +37,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`.
 
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
-    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
+    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end, and ParamsError for a task without labels.
     """
+    _check_labels(params)
     tune = params.tune
     base = task_base_model(params)
     template = task_template(params, base)
@@ -75,6 +76,15 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest
+
+
+def _check_labels(params: TaskParams) -> None:
+    """Free-text targets are ingested, validated and split, but not tuned for yet: said before a model is loaded."""
+    if not params.prompt.labels:
+        raise ParamsError(
+            "prompt.verbalizers is empty, as it is for free-text targets (ingest.columns.target), and the stages from tune on serve labels only."
+            " Map ingest.columns.label and give a verbalizer for each label; `dvc repro split@<task>` is as far as this task goes."
+        )
 
 
 def check_context(base: BaseModel, template: Template, examples: Sequence[Example], num_virtual_tokens: int) -> None:

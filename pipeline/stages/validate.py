@@ -79,6 +79,7 @@ def _plan(params: TaskParams, schema: pa.Schema, raw: Path) -> Plan:
     script, personal = params.validate_.script, params.validate_.personal_data
     files = read_tokenizer(source=params.base_model.source.model_dump())
     counts = PromptTokens(
+        base_model=params.base_model.source.id,
         tokenizer=files.tokenizer,
         context_length=files.context_length,
         virtual_tokens=max(params.tune.num_virtual_tokens, *params.tune.trials.num_virtual_tokens, 0),

@@ -77,7 +77,7 @@ def test_there_is_one_unit_for_each_stage_and_task(stages_in_file: dict[str, Any
     with Repo(str(workspace)) as repo:
         units = [unit.name for unit in repo.index.stages]
     assert sorted(units) == sorted(f"{name}@{task}" for name in STAGE_NAMES for task in TASKS)
-    assert len(units) == 9 * len(TASKS)
+    assert len(units) == 12 * len(TASKS)
 
 
 def _with_checksums(layout: Layout, names: Sequence[str]) -> list[Path]:
@@ -124,7 +124,7 @@ def test_the_layout_and_the_params_name_the_same_sections():
     own = [stage.name for stage in STAGES if stage.name in SECTIONS]
     assert own == STAGE_NAMES
     assert all(stage.sections[0] == stage.name for stage in STAGES)
-    assert len(SECTIONS) == len(set(SECTIONS)) == 11
+    assert len(SECTIONS) == len(set(SECTIONS)) == 14
 
 
 def test_each_file_is_written_by_one_stage_before_it_is_read():

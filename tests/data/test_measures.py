@@ -177,7 +177,7 @@ def counter(folder, **more):
         "answers": (" yes", " no"),
         "maximum_field_tokens": 9,
     }
-    return PromptTokens(**{"tokenizer": files.tokenizer, "context_length": files.context_length, **given, **more})
+    return PromptTokens(**{"base_model": "bytes", "tokenizer": files.tokenizer, "context_length": files.context_length, **given, **more})
 
 
 def rows_of(*pairs):
@@ -230,7 +230,7 @@ def test_counts_are_those_of_the_engine(tweets):
     compiled = compile_template(tokenizer=AutoTokenizer.from_pretrained(folder), template=template, maximum_field_tokens=128)
     own = [len(compiled.head) + len(ids) for ids in compiled.encode([{"text": text} for text in sample])]
     files = read_tokenizer(source=source)
-    counts = PromptTokens(files.tokenizer, files.context_length, 0, (template,), ("",), 128)
+    counts = PromptTokens("demo", files.tokenizer, files.context_length, 0, (template,), ("",), 128)
     batch = pa.RecordBatch.from_pydict({"text": texts(*sample)})
     assert counts.count_rows(batch, ("text",), "label")["prompt tokens"].tolist() == own
     assert files.context_length == 8192

@@ -24,6 +24,7 @@ def batch_of(rows):
 
 def plan_of(workspace, limits, **more):
     counts = PromptTokens(
+        base_model="bytes",
         tokenizer=(workspace.root / "model" / "tokenizer.json").read_text(), context_length=2048, virtual_tokens=5, templates=("{text}:",),
         answers=("y", "no"), maximum_field_tokens=128,
     )  # fmt: skip

@@ -109,7 +109,7 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     (layout.root / "params.yaml").unlink()
     shutil.rmtree(layout.path("bundle"))
     shutil.copytree(bundle, layout.path("bundle"))
-    for name in ("quarantined", "predictions"):
+    for name in ("quarantined", "set_aside", "predictions"):
         write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     layout.path("data_docs").mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")

@@ -98,7 +98,7 @@ def test_a_run_ends_with_a_champion_and_says_where_to_look(promoted: Promoted) -
     root, done = promoted
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("[")] == [
-        *(f"[{number}/9] {name}" for number, name in enumerate(STAGE_NAMES, 1)),
+        *(f"[{number}/{len(STAGE_NAMES)}] {name}" for number, name in enumerate(STAGE_NAMES, 1)),
         *("[record] the run, in MLflow", "[register] the tuned prompt", f"[check] {TASK} version 1 answers in a fresh process"),
         f"[promote] {TASK} version 1",
     ]
@@ -116,6 +116,7 @@ def test_a_run_ends_with_a_champion_and_says_where_to_look(promoted: Promoted) -
         completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS, "promote"),
     )
     assert sorted(query(root, "SELECT key, type FROM artifact")) == [
+        ("data-tweet-sentiment", "markdown"),
         ("gate-tweet-sentiment", "table"),
         ("verdict-tweet-sentiment", "markdown"),
     ]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flows.settings import apply_prefect_defaults, log_file, missing_defaults, prefect_defaults, reach_loopback_directly
-from flows.summary import artifact_key, gate_table, verdict_markdown
+from flows.summary import artifact_key, contract_markdown, gate_table, verdict_markdown
 from flows.terminal import duration, number
 from pipeline.errors import WorkspaceError
 
@@ -53,6 +53,16 @@ def test_the_verdict_gives_reasons_and_metrics() -> None:
     assert text.startswith("# a_task version 3 was refused by the gate\n\n- accuracy: FAIL: too low.\n")
     assert "| tuned | 0.6123 (0.5 to 0.7) | - |" in text
     assert "`reports/a_task/card.html`" in text
+
+
+def test_the_contract_gives_failed_checks_and_where_data_docs_are() -> None:
+    check = {"severity": "warning", "column": "text", "expected": "a|b", "observed": "3 of 9", "fix": "Mend it.", "success": False}
+    report = {"rows": 9, "accepted": 6, "expectations": [check, {**check, "success": True}], "data_docs": "data_docs/index.html"}
+    text = contract_markdown("a_task", report)
+    assert "6 of 9 rows accepted, 1 of 2 checks failed." in text
+    assert text.count("\n| warning |") == 1
+    assert "| warning | text | a\\|b | 3 of 9 | Mend it. |" in text
+    assert "`reports/a_task/data_docs/index.html`" in text
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,9 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     evaluation = {"event": "evaluation", "trial": 0, "step": 600, "accuracy": 0.6, "macro_f1": 0.5, "loss": 1.0, "rows": 10, "best": True}
     write_jsonl(layout.path("train_log"), [*log, evaluation])
     layout.path("card").write_text(f"<html>{seed}</html>", encoding="utf-8")
-    layout.path("plots").mkdir(exist_ok=True)
+    for name in ("plots", "data_docs"):
+        layout.path(name).mkdir(exist_ok=True)
+    (layout.path("data_docs") / "index.html").write_text("<html>contract</html>", encoding="utf-8")
     (layout.path("plots") / "confusion_matrix.csv").write_text("actual,predicted\nneutral,neutral\n", encoding="utf-8")
     (root / "params.yaml").write_text(PARAMS_YAML.read_text(encoding="utf-8"), encoding="utf-8")
     entries = {
@@ -134,10 +136,13 @@ def write_data(layout: Layout, seed: int) -> None:
     sums = {name: hashlib.sha256(layout.path(name).read_bytes()).hexdigest() for name in parts}
     ingest = {"source": "rows.csv (utf-8)", "source_sha256": f"{seed:064}", "rows": 120, "raw_sha256": sums["raw"]}
     write_json(layout.path("ingest_report"), ingest)
-    met = [{"severity": severity, "success": success} for severity, success in (("critical", True), ("warning", False), ("info", True))]
-    write_json(layout.path("data_report"), {"rows": 120, "accepted": 100, "quarantined": 20, "expectations": met})
+    check = {"column": "text", "expected": "3 to 400 characters", "observed": "20 of 120 rows", "fix": "Mend it."}
+    met = [{**check, "severity": name, "success": success} for name, success in (("critical", True), ("warning", False), ("info", True))]
+    data = {"rows": 120, "accepted": 100, "quarantined": 20, "expectations": met, "data_docs": "data_docs/index.html"}
+    write_json(layout.path("data_report"), data)
     splits = {name: {"rows": end - first, "labels": {}, "sha256": sums[name]} for name, (first, end) in list(parts.items())[2:]}
     write_json(layout.path("split_report"), {"splits": splits, "split_ids_sha256": f"{seed + 1:064}", "seed": 0})
+    write_json(layout.path("leakage"), {"task": TASK, "rows": {"train": 80, "validation": 10, "test": 10}, "pairs": {}})
 
 
 def write_data_profile(layout: Layout, seed: int) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.data.sources.cells import as_text
 from pipeline.data.sources.limits import BLOCK_BYTES, BLOCK_ROWS, MAXIMUM_CELL_CHARACTERS, MAXIMUM_COLUMNS, Caps
 from pipeline.data.sources.tables import Block, Blocks, positions
+from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -118,5 +119,4 @@ def readable(where: str, kind: str) -> Generator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, NotImplementedError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise SourceError(f"{where} is not a readable {kind} ({problem}). Fetch or write the file again.") from None
+        raise SourceError(f"{where} is not a readable {kind} ({in_one_line(error)}). Fetch or write the file again.") from None

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.data.sources.limits import Caps
 from pipeline.data.sources.places import opened, unreadable_url
 from pipeline.data.sources.signatures import HEAD_BYTES, check_signature
+from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 from pipeline.params import FileSource, PackageFileSource
 
@@ -64,9 +65,8 @@ class _Unpacked(io.RawIOBase):
         try:
             return self._stream.read(count)
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            problem = " ".join(str(error).split())
             raise SourceError(
-                f"{self._where} cannot be unpacked as {self._compression} after {self._caps.bytes:,} bytes ({problem})."
+                f"{self._where} cannot be unpacked as {self._compression} after {self._caps.bytes:,} bytes ({in_one_line(error)})."
                 " Fetch the file again, or correct ingest.source.compression."
             ) from None
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipeline.data.sources.columnar import batch_blocks, readable
 from pipeline.data.sources.limits import BLOCK_ROWS, Caps
 from pipeline.data.sources.tables import Blocks, positions
+from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 from pipeline.params import HubDatasetSource
 
@@ -70,8 +71,9 @@ def _load(datasets: Any, source: HubDatasetSource, path: str, where: str) -> Any
         raise
     except Exception as error:  # noqa: BLE001 - the library passes on what its many parts raise
         cause = error.__cause__ or error
-        problem = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        raise SourceError(f"{where} cannot be loaded ({problem}). Correct ingest.source, or check the network and HF_TOKEN.") from None
+        raise SourceError(
+            f"{where} cannot be loaded ({type(cause).__name__}: {in_one_line(cause)}). Correct ingest.source, or check the network and HF_TOKEN."
+        ) from None
 
 
 def _blocks(dataset: Any, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 from pipeline.params import FileSource, PackageFileSource
 
@@ -89,9 +90,9 @@ def _open_url(url: str) -> Generator[BinaryIO]:
     except ImportError as error:
         extra = EXTRAS.get(url.split("://")[0])
         fix = f"Install promptmill with it: `pip install promptmill[{extra}]`" if extra else "Install the package it names"
-        raise SourceError(f"{name}: fsspec lacks what opens such a URL ({_one_line(error)}). {fix}.") from None
+        raise SourceError(f"{name}: fsspec lacks what opens such a URL ({in_one_line(error)}). {fix}.") from None
     except Exception as error:  # noqa: BLE001 - each of fsspec's file systems has errors of its own
-        raise SourceError(f"{name} is no URL that fsspec can open ({_one_line(error)}). Correct ingest.source.path.") from None
+        raise SourceError(f"{name} is no URL that fsspec can open ({in_one_line(error)}). Correct ingest.source.path.") from None
     try:
         if filesystem.isdir(path) and not filesystem.isfile(path):
             raise SourceError(f"{name} is a folder, expected a file of rows. Set ingest.source.path to a file inside it.")
@@ -109,9 +110,5 @@ def _open_url(url: str) -> Generator[BinaryIO]:
 def unreadable_url(name: str, error: Exception) -> SourceError:
     """What to tell when a URL's bytes cannot be had."""
     return SourceError(
-        f"{name} cannot be read ({type(error).__name__}: {_one_line(error)}). Check the address, the network and the credentials in the environment."
+        f"{name} cannot be read ({type(error).__name__}: {in_one_line(error)}). Check the address, the network and the credentials in the environment."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.data.sources.cells import as_text
 from pipeline.data.sources.limits import BLOCK_ROWS, MAXIMUM_COLUMNS, Caps
 from pipeline.data.sources.tables import Blocks, positions, transpose
+from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 from pipeline.params import SqlSource
 
@@ -108,7 +109,7 @@ def _chunks(result: Any, where: str, secrets: Sequence[str]) -> Iterator[Sequenc
 
 def _problem(error: Exception, secrets: Sequence[str]) -> str:
     """The database's own words in one line. They quote the query and sometimes the address, so passwords are taken out."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+    text = in_one_line(getattr(error, "orig", None) or error, at_most=300)
     for secret in secrets:
         text = text.replace(secret, "***")
-    return text.rstrip(".?")
+    return text

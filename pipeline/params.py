@@ -603,7 +603,7 @@ class TuneParams(Section):
 
     `rows_at_once`: how many examples one pass holds; null tries the whole batch and halves it when a GPU has no room. The optimiser's
     batch stays `batch_size`. `checkpoint_every` counts steps. `gradient_checkpointing` computes the layers again in the backward pass
-    instead of keeping what they gave: less memory, about a third more time.
+    instead of keeping what they gave, which takes less memory and more time.
     """
 
     method: Method

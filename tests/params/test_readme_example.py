@@ -15,5 +15,5 @@ def test_the_readmes_task_loads_beside_the_demo(repo_root: Path, tmp_path: Path)
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     tasks = load(path)
-    assert set(tasks) == {"tweet_sentiment", "my_task"}
+    assert {"tweet_sentiment", "my_task"} < set(tasks)
     assert tasks["my_task"].prompt.labels == ("billing", "outage")

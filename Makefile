@@ -32,7 +32,7 @@ e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 ui: $(INSTALLED)
 	@$(BIN)/promptmill ui
 
-# infra/demo-packages.txt says why these two are installed without what they ask for.
+# infra/demo-packages.txt says why these packages are installed without what they ask for.
 $(INSTALLED): pyproject.toml constraints.txt infra/demo-packages.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

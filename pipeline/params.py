@@ -798,6 +798,12 @@ def _field_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
                 f"prompt.{where}",
                 f"uses the fields {used}, ingest.columns.fields defines {known}; use at least one of those, and no other",
             )
+    external = params.split.external_test
+    if external is not None and sorted(external.fields) != known:
+        yield (
+            "split.external_test.fields",
+            f"has the fields {sorted(external.fields)}, ingest.columns.fields defines {known}; give the same",
+        )
 
 
 def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

@@ -62,16 +62,21 @@ def cluster_texts(texts: pa.ChunkedArray, *, params: NearDuplicateParams, seed: 
     boilerplate = _boilerplate(texts, params)
     signatures = _signatures(texts, boilerplate, params, seed)
     cluster = np.arange(len(texts))
-    compared = 0
+    compared = np.empty(0, dtype="int64")  # pairs as numbers, sorted: texts that meet in several bands are compared once
     generator = np.random.default_rng(seed)
     for keys in _band_keys(signatures, params.similarity, generator):
+        of_band = [compared]
         for meeting in _meetings(keys, generator):
             unlinked = meeting[:, cluster[meeting[0]] != cluster[meeting[1]]]
-            pairs = unlinked[:, _look_similar(signatures, unlinked, params.similarity)]
-            compared += pairs.shape[1]
+            similar = unlinked[:, _look_similar(signatures, unlinked, params.similarity)]
+            numbers = similar.min(axis=0) * len(texts) + similar.max(axis=0)
+            new = ~_contains(compared, numbers)
+            pairs = similar[:, new]
+            of_band.append(numbers[new])
             linked = pairs[:, _similarities(texts, pairs, boilerplate, params) >= params.similarity]
             cluster = _merged(cluster, linked)
-    return Clusters(cluster, compared, len(boilerplate))
+        compared = np.sort(np.concatenate(of_band))
+    return Clusters(cluster, len(compared), len(boilerplate))
 
 
 # --- texts to sets ----------------------------------------------------------------------------------------------------
@@ -205,6 +210,12 @@ def _look_similar(signatures: npt.NDArray[np.uint16], pairs: Index, similarity: 
 
 
 # --- pairs to clusters ------------------------------------------------------------------------------------------------
+
+
+def _contains(ordered: Index, values: Index) -> npt.NDArray[np.bool_]:
+    """Which of `values` are in the sorted array."""
+    places = np.searchsorted(ordered, values)
+    return np.concatenate([ordered, [-1]])[places] == values
 
 
 def _similarities(

@@ -140,7 +140,7 @@ def _from_vocabulary_files(folder: Path) -> str:
 
 
 def _context_length(folder: Path) -> int:
-    """As `BaseModel.context_length`: from the config, and where that names no limit, from the tokenizer."""
+    """As `BaseModel.context_length` of decoders and encoder-decoders: from the config, and where that names no limit, from the tokenizer."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     limit = config.get("max_position_embeddings") or config.get("n_positions")
     if limit:

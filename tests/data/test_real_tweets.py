@@ -87,7 +87,7 @@ def test_no_tweet_in_report_or_pages(workspace, params):
     # The start of a long tweet is how a sample of values would show.
     starts = {text[:25] for text in pd.read_parquet(workspace.path("raw"))["text"] if len(text) > 60}
     files = [workspace.path("data_report"), *(path for path in workspace.path("data_docs").rglob("*") if path.is_file())]
-    assert len(files) == 6
+    assert len(files) == 10
     for path in files:
         content = path.read_text()
         assert not [start for start in starts if start in content], path.name

@@ -168,6 +168,8 @@ def server(postgresql, monkeypatch):
     connection = psycopg2.connect(host=postgresql.partition("host=")[2], user="tester", dbname="postgres")
     with connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS reviews")
+        cursor.execute("DROP SEQUENCE IF EXISTS drawn")
+        cursor.execute("CREATE SEQUENCE drawn")
         cursor.execute("CREATE TABLE reviews (number int, text text, label boolean, sure numeric(3, 2), day date, tags text[])")
         cursor.execute(
             "INSERT INTO reviews SELECT n, 'text ' || n || ' 100% \u00fc', n % 2 = 0, 0.25, DATE '2024-02-29', ARRAY['a'] FROM generate_series(1, 20000) n"
@@ -211,13 +213,15 @@ def test_postgresql_errors(query, words):
 
 
 def test_postgresql_nothing_is_changed(server):
-    error(query="DELETE FROM reviews RETURNING text, label")
     for query in (
+        "DELETE FROM reviews RETURNING text, label",
         "DROP TABLE reviews",
         "WITH gone AS (DELETE FROM reviews RETURNING *) SELECT text, label FROM gone",
         "SELECT text, label INTO other FROM reviews",
     ):
         error(query=query)
+    # A rollback does not give a sequence its number back.
+    assert "read-only transaction" in error(query="SELECT nextval('drawn') AS text, 'a' AS label")
     with server.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM reviews")
-        assert cursor.fetchone() == (20_000,)
+        cursor.execute("SELECT count(*), nextval('drawn') FROM reviews")
+        assert cursor.fetchone() == (20_000, 1)

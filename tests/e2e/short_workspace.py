@@ -1,4 +1,4 @@
-"""A clone of this repository with the demo task shortened: real model, real tweets, few rows and steps."""
+"""A clone of this repository with one task, shortened: real model, real rows, few of them and few steps."""
 
 import os
 import shutil
@@ -25,6 +25,7 @@ class Workspace:
     """A checkout that promptmill runs in, as a user would: through the command, in a process of its own."""
 
     root: Path
+    task: str = TASK
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def promptmill(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -34,11 +35,18 @@ class Workspace:
     def process(self, command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=cwd or self.root, env=self.environment, capture_output=True, text=True, timeout=900)
 
+    def keep_task_alone(self) -> None:
+        """Take the other tasks out of params.yaml, so that a plain `dvc repro` is about this one."""
+        path = self.root / "params.yaml"
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document["tasks"] = {self.task: document["tasks"][self.task]}
+        path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
     def change(self, edit: Callable[[dict[str, Any]], None]) -> None:
         """Edit params.yaml through `edit`, which gets the task's sections."""
         path = self.root / "params.yaml"
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        edit(document["tasks"][TASK])
+        edit(document["tasks"][self.task])
         path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -48,8 +56,8 @@ def shorten(sections: dict[str, Any]) -> None:
     sections["validate"] = {**sections["validate"], "minimum_rows": 500}
 
 
-def shortened_clone(repo_root: Path, folder: Path) -> Workspace:
-    """The files of this checkout, committed or not, in a git repository of their own; with the home folder of nobody."""
+def shortened_clone(repo_root: Path, folder: Path, task: str = TASK) -> Workspace:
+    """The files of this checkout, committed or not, in a git repository of their own, with one task and the home folder of nobody."""
     root = folder / "promptmill"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=repo_root, capture_output=True, check=True
@@ -59,7 +67,8 @@ def shortened_clone(repo_root: Path, folder: Path) -> Workspace:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repo_root / name, root / name)
     (folder / "home").mkdir()
-    made = Workspace(root)
+    made = Workspace(root, task)
+    made.keep_task_alone()
     made.change(shorten)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "clone"]):
         subprocess.run(["git", *command], cwd=root, check=True)

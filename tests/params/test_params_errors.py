@@ -29,6 +29,17 @@ ONE_MISTAKE = [
     ("defaults/tune/batch_size", 1.5, "defaults.tune.batch_size", "found 1.5"),
     ("defaults/tune/schedule", "cosin", "defaults.tune.schedule", "found 'cosin'"),
     ("defaults/split/test_share", 0.95, "defaults.split", "validation_share + test_share"),
+    ("defaults/split/near_duplicates/similarity", 0.4, "defaults.split.near_duplicates.similarity", "found 0.4"),
+    ("defaults/split/near_duplicates/shingle_characters", 1, "defaults.split.near_duplicates.shingle_characters", "found 1"),
+    ("defaults/split/ignored/1", "emoji", "defaults.split.ignored.1", "'emoji'"),
+    ("defaults/split/ignored", ["urls", "urls"], "defaults.split.ignored", "listed twice"),
+    (
+        f"{T}/split/external_test",
+        {"source": {"kind": "file", "path": "a.csv"}, "fields": {"body": "text"}},
+        "tasks.tweet_sentiment.split.external_test.fields",
+        "has the fields ['body'], ingest.columns.fields defines ['text']",
+    ),
+    (f"{T}/split/external_test", {"source": {"kind": "file", "path": "a.csv"}}, "tasks.tweet_sentiment.split.external_test.fields", "missing"),
     (f"{T}/split/test_share", 0.95, "tasks.tweet_sentiment.split", "validation_share + test_share"),
     (f"{T}/ingest/source/kind", "tape", "tasks.tweet_sentiment.ingest.source.kind", "'tape'"),
     (f"{T}/ingest/source", {"path": "x.csv"}, "tasks.tweet_sentiment.ingest.source.kind", "discriminator"),
@@ -205,7 +216,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(repo_root: Path):
-    with pytest.raises(ParamsError, match=r"no task 'tweets'; it has: tweet_sentiment\. Add a section tasks\.tweets"):
+    with pytest.raises(ParamsError, match=r"no task 'tweets'; it has: privacy_policy_qa, tweet_sentiment\. Add a section tasks\.tweets"):
         load_task(repo_root / "params.yaml", "tweets")
 
 

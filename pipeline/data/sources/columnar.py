@@ -14,6 +14,7 @@ from pipeline.data.sources.tables import Block, Blocks, positions
 from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 
+_BUFFER_BYTES = 2**20  # read at a time; without it all of a column of a row group
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -22,12 +23,24 @@ def read_parquet_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, ca
     with readable(where, "Parquet file"):
         schema = pq.read_schema(stream)
         _check_names(schema, wanted, where)
-        # Repeated texts stay stored once until they are cut into blocks: a small file can stand for a huge table.
         texts = [name for name in wanted if _is_text(schema.field(name).type)]
         stream.seek(0)
-        with pq.ParquetFile(stream, read_dictionary=texts, page_checksum_verification=True) as file:
+        options: dict[str, Any] = {"page_checksum_verification": True, "buffer_size": _BUFFER_BYTES}
+        with pq.ParquetFile(stream, **options) as file, pq.ParquetFile(stream, read_dictionary=texts, **options) as repeated:
             _check_unpacked_size(file.metadata, caps, where)
-            yield from batch_blocks(file.iter_batches(BLOCK_ROWS, columns=list(dict.fromkeys(wanted))), wanted, where, caps)
+            yield from batch_blocks(_parquet_batches(file, repeated, list(dict.fromkeys(wanted))), wanted, where, caps)
+
+
+def _parquet_batches(file: Any, repeated: Any, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of so many rows that their texts fit into a block, even when every row repeats the longest text that is stored once.
+
+    So a small file that stands for a huge table is spread out a few rows at a time.
+    """
+    for group in range(file.num_row_groups):
+        first = next(repeated.iter_batches(1, row_groups=[group], columns=names), None)  # brings the group's whole dictionary along
+        columns = first.columns if first is not None else []
+        longest = max((_longest(column.dictionary) for column in columns if isinstance(column, pa.DictionaryArray)), default=0)
+        yield from file.iter_batches(_rows_at_once(longest), row_groups=[group], columns=names)
 
 
 def read_arrow_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:
@@ -69,19 +82,27 @@ def as_block(columns: Sequence[Any], wanted: Sequence[str], first_row: int, wher
 
 def _cuts(columns: Sequence[Any], rows: int, first_row: int, wanted: Sequence[str], where: str) -> Iterator[tuple[int, int]]:
     """(start, length) of slices whose texts fit into a block even when every row has the longest one."""
-    longest = 1
+    longest = 0
     for name, column in zip(wanted, columns, strict=True):
         if _is_text(column.type) and rows:
-            values = column.dictionary if isinstance(column, pa.DictionaryArray) else column
-            widest = pc.call_function("max", [pc.call_function("binary_length", [values])]).as_py() or 0
+            widest = _longest(column.dictionary if isinstance(column, pa.DictionaryArray) else column)
             if widest > 4 * MAXIMUM_CELL_CHARACTERS:  # UTF-8 takes up to 4 bytes for a character
                 raise SourceError(
                     f"{where}, data rows {first_row} to {first_row + rows - 1}, column {name!r}: a text of {widest:,} bytes, the limit is"
                     f" {MAXIMUM_CELL_CHARACTERS:,} characters. Shorten the text."
                 )
             longest = max(longest, widest)
-    step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // longest))
+    step = _rows_at_once(longest)
     return ((start, min(step, rows - start)) for start in range(0, rows, step))
+
+
+def _longest(texts: Any) -> int:
+    """Bytes of the longest text, 0 where there is none."""
+    return pc.call_function("max", [pc.call_function("binary_length", [texts])]).as_py() or 0 if _is_text(texts.type) else 0
+
+
+def _rows_at_once(longest: int) -> int:
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, longest)))
 
 
 def _is_text(kind: pa.DataType) -> bool:

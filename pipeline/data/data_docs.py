@@ -15,7 +15,7 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:72rem;padding:1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}a{color:#0b57d0}
 table{border-collapse:collapse;margin:.5rem 0}td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-align:top}
-thead[hidden]{display:none}.wide{overflow-x:auto}.pass,.text-success{color:#116329}.fail,.text-danger{color:#b3261e;font-weight:600}
+thead[hidden]{display:none}.wide{overflow-x:auto}.wide table{min-width:46rem}.pass,.text-success{color:#116329}.fail,.text-danger{color:#b3261e;font-weight:600}
 .warn,.text-warning{color:#8a4b00}.badge{background:#eaeef2;border-radius:3px;padding:0 .3rem}
 .note{color:#57606a}.banner{padding:.6rem .9rem;border-left:.3rem solid}.go{background:#e6f4ea;border-color:#116329}.stop{background:#fdeceb;border-color:#b3261e}
 .figure{text-align:right;font-variant-numeric:tabular-nums}

@@ -69,7 +69,7 @@ def test_demo_sample_to_splits_without_a_shared_text(workspace, params, oracle):
         assert abs(ingested["labels"][label] / 20_000 - share) < 0.012  # five standard deviations of the draw
     report = workspace.run("validate", params())
     split = workspace.run("split", params())
-    assert sum(part["rows"] for part in split["splits"].values()) == report["accepted"]
+    assert sum(part["rows"] for part in split["splits"].values()) + sum(split["set_aside"].values()) == report["accepted"]
     texts = {name: set(pd.read_parquet(workspace.path(name))["text"].map(normalise)) for name in split["splits"]}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["validation"]

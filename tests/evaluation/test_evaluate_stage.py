@@ -33,6 +33,7 @@ def test_outputs_are_the_documented_files_and_nothing_else(frame: pd.DataFrame, 
     written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert written == [
         "data/predictions/tweet_sentiment.parquet",
+        "data/predictions/tweet_sentiment.parquet.sha256",
         "reports/tweet_sentiment/metrics.json",
         "reports/tweet_sentiment/plots/confusion_matrix.csv",
         "reports/tweet_sentiment/plots/metrics_by_variant.csv",

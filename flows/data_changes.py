@@ -168,7 +168,7 @@ def _say_changes(root: Path, task: str, former: RawTable | None, params: TaskPar
 @contextmanager
 def _scratch(root: Path) -> Generator[Path]:
     """A folder below the workspace's state folder, removed at the end."""
-    parent = state_folder(root) / "scratch"
+    parent = state_folder(root)
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="data-", dir=parent) as folder:
         yield Path(folder)

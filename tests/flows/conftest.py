@@ -1,10 +1,15 @@
 """A Prefect server for the session, and a real tuned prompt bundle on a tiny base model."""
 
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.flows.data_workspace import commit, make_data_checkout, stages_find_their_code
+from tests.flows.flow_workspace import call
 
 if TYPE_CHECKING:
     from pipeline.engine.predicting import Predictor
@@ -44,6 +49,27 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lineage = {"soft_prompt": identity, "base_model": base.identity(), "task": TASK, "fields": ["text"], "labels": LABELS}
     write_manifest(bundle, {**lineage, "code": {"commit": None, "dirty": False, "diff_sha256": None}})
     return bundle
+
+
+@pytest.fixture(scope="session")
+def made_data_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout of `data_workspace` in which both stages have run once, committed to git."""
+    root = make_data_checkout(tmp_path_factory.mktemp("made") / "checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        stages_find_their_code(patch)
+        call(sys.executable, "-m", "dvc", "repro", "--quiet", folder=root)
+    commit(root, "first")
+    return root
+
+
+@pytest.fixture
+def data_checkout(made_data_checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that checkout, in which the test then works."""
+    stages_find_their_code(monkeypatch)
+    root = tmp_path / "checkout"
+    shutil.copytree(made_data_checkout, root)
+    monkeypatch.chdir(root)
+    return root
 
 
 @pytest.fixture(scope="session")

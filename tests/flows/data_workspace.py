@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from ruamel.yaml import YAML
 
 from pipeline.layout import FILES, Layout, stage_named
 from pipeline.records import checksum_file
-from tests.flows.flow_workspace import REPOSITORY, make_checkout
+from tests.flows.flow_workspace import REPOSITORY, call, make_checkout
 
 TASK = "tweet_sentiment"
 Rows = Sequence[tuple[str, str]]
@@ -78,6 +79,14 @@ def _only(text: str, task: str) -> str:
         end = next((start for start in starts if start > first), len(lines))
         lines[first:end] = [""] * (end - first)
     return "".join(lines)
+
+
+def commit(root: Path, message: str) -> str:
+    """Commit everything git sees; returns the commit."""
+    person = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    call("git", "add", "--all", folder=root)
+    call("git", *person, "commit", "--quiet", "--message", message, folder=root)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def locked_md5(root: Path, path: str) -> str:

@@ -86,7 +86,7 @@ def living(group: int) -> list[str]:
 
 
 def make_prepared(root: Path, bundle: Path) -> Path:
-    """A checkout of the task TASK whose nine stages copy prepared outputs, among them this real bundle."""
+    """A checkout of the task TASK whose stages copy prepared outputs, among them this real bundle."""
     stages: dict[str, Any] = {}
     for stage in STAGES:
         outs = [FILES[name].format(task=TASK).rstrip("/") for name in stage.outputs]

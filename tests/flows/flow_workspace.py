@@ -13,11 +13,12 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from pipeline.layout import FILES, STAGES, Layout
-from pipeline.records import read_json, write_json, write_parquet
+from pipeline.params_file import replace_source
+from pipeline.records import read_json, sha256_file, write_json, write_parquet
 from tests.registry.registry_workspace import TASK, write_outputs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PREPARED = "prepared"
+PREPARED, SOURCE = "prepared", "rows.csv"
 REASON = "accuracy: FAIL: 0.6250 is below 0.9."
 
 _COPY = """\
@@ -86,7 +87,7 @@ def living(group: int) -> list[str]:
 
 
 def make_prepared(root: Path, bundle: Path) -> Path:
-    """A checkout of the task TASK whose nine stages copy prepared outputs, among them this real bundle."""
+    """A checkout of the task TASK whose stages copy prepared outputs, among them this real bundle."""
     stages: dict[str, Any] = {}
     for stage in STAGES:
         outs = [FILES[name].format(task=TASK).rstrip("/") for name in stage.outputs]
@@ -95,7 +96,9 @@ def make_prepared(root: Path, bundle: Path) -> Path:
         stages[stage.name] = {"foreach": [TASK], "do": do}
     make_checkout(root, stages)
     (root / "copy_outputs.py").write_text(_COPY, encoding="utf-8")
-    shutil.copy(REPOSITORY / "params.yaml", root / "params.yaml")
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(replace_source(text, TASK, {"kind": "file", "path": SOURCE}), encoding="utf-8")
+    (root / SOURCE).write_text("the rows that ingest read\n", encoding="utf-8")
     prepare(root, bundle, "promote")
     return root
 
@@ -111,6 +114,8 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     shutil.copytree(bundle, layout.path("bundle"))
     for name in ("quarantined", "set_aside", "predictions"):
         write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
+    ingest = read_json(layout.path("ingest_report"))
+    write_json(layout.path("ingest_report"), {**ingest, "source_sha256": sha256_file(root / SOURCE)})
     layout.path("data_docs").mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")
     passed = decision == "promote"

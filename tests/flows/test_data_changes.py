@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
+from flows.retrain import stale_stages
 from flows.source_file import source_changed
 from flows.stage_process import run_stage
 from pipeline.layout import FILES, Layout
@@ -92,12 +93,14 @@ def test_refresh_says_what_changed_or_that_nothing_did(data_checkout: Path, caps
     assert changes_in_git(data_checkout) == []
     write_rows(data_checkout / "rows.csv", CHANGED)
     assert source_changed(data_checkout, TASK, params)
+    assert stale_stages(data_checkout, TASK) == ["ingest"], "what promptmill run runs although DVC sees no change"
     assert run_stage(root=data_checkout, task=TASK, stage="ingest", screen=io.BytesIO()).outcome == "unchanged", "DVC does not see it"
     assert promptmill("refresh", TASK) == 0
     printed = capsys.readouterr().out
     assert f"data version {sha256_file(raw)[:8]} (before: {before[:8]})" in printed
     assert "rows 60 -> 51: 1 added, 10 removed, 1 relabelled" in printed
     assert not source_changed(data_checkout, TASK, params)
+    assert stale_stages(data_checkout, TASK) == []
     assert read_json(data_checkout / FILES["ingest_report"].format(task=TASK))["rows"] == 51
     (data_checkout / "rows.csv").unlink()
     assert not source_changed(data_checkout, TASK, params), "a file that is gone changes no rows"

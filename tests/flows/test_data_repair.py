@@ -71,6 +71,7 @@ def test_a_table_altered_in_the_checkout_alone_comes_back_from_the_cache(data_ch
     assert read_raw(root).outcome == "run"
 
 
+@pytest.mark.slow
 def test_a_remote_with_altered_data_is_refused_and_repaired_as_the_docs_say(data_checkout: Path):
     root = data_checkout
     (root / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {root / 'store'}\n")

@@ -130,7 +130,7 @@ def test_a_second_run_reuses_everything_without_prefect(promoted: Promoted) -> N
     before = query(root, "SELECT count(*) FROM flow_run")
     done = promptmill("run", TASK, folder=root)
     assert done.returncode == 0, done.stderr
-    assert f"Nothing changed: reused all {len(STAGE_NAMES)} stages ({', '.join(STAGE_NAMES)})," in done.stderr
+    assert f"Nothing changed: reused all {len(STAGES)} stages ({', '.join(STAGE_NAMES)})," in done.stderr
     assert f"run {versions(root)[0]['run_id']} and version 1." in done.stderr
     assert f"PROMOTED: {TASK} version 1 is champion." in done.stdout
     assert "Starting" not in done.stderr
@@ -195,7 +195,7 @@ def test_a_refused_version_is_registered_but_not_promoted(changeable: Path, insi
 
     code, _, err = inside("run", TASK)
     assert code == 3
-    assert f"Nothing changed: reused all {len(STAGE_NAMES)} stages" in err
+    assert f"Nothing changed: reused all {len(STAGES)} stages" in err
     code, _, err = inside("promote", TASK, "challenger")
     assert code == 3
     assert REASON in err

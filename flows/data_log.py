@@ -16,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.data_changes import changes_text, compare_versions
-from flows.dvc_cache import cache_folder, cached_object, fetch
+from flows.dvc_cache import cache_folder, cached, cached_object
 from flows.terminal import answer, table
 from flows.workspace import LOCK_FILE, check_checkout
 from pipeline.data.comparison import RawTable
@@ -193,13 +193,13 @@ def _table(root: Path, task: str, name: str, known: list[DataVersion]) -> RawTab
         raw = Layout(root, task).path("raw")
         return RawTable(raw, verify_parquet(raw))
     tags = data_of_version(root=root, task=task, selector=name[1:]) if name.startswith("@") else _named(task, name, known)
-    path = fetch(root, tags["raw_md5"])
+    path = cached(root, tags["raw_md5"])
     expected, found = tags.get("raw_sha256"), sha256_file(path)
     if found != expected:
         recorded = "but nothing recorded says which it should be" if expected is None else f"recorded was {expected}: it was altered"
         raise WorkspaceError(
-            f"{path}, the raw table of data version {name} of {task}, has sha256 {found}, {recorded}. Delete that file; the next call takes the "
-            "data from the DVC remote, if it holds it."
+            f"{path}, the raw table of data version {name} of {task}, has sha256 {found}, {recorded}. Delete that file; "
+            "`dvc fetch --all-commits` takes it from a DVC remote that holds it."
         )
     return RawTable(path, found)
 

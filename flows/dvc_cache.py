@@ -55,15 +55,13 @@ def cached_object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
-def fetch(root: Path, md5: str) -> Path:
-    """The cached content of that md5, taken from the DVC remote where the cache lacks it; raises WorkspaceError when both do."""
+def cached(root: Path, md5: str) -> Path:
+    """The file in the cache with that md5; raises WorkspaceError when it is not there any more."""
     path = cached_object(cache_folder(root), md5)
     if not path.is_file():
-        _pull(root, md5)
-    if not path.is_file():
         raise WorkspaceError(
-            f"The data with the DVC md5 {md5} is neither in the cache ({path} does not exist) nor in a DVC remote, so it cannot be read any more. "
-            "Restore the cache from a backup, or compare with another version."
+            f"The data with DVC's md5 {md5} is not in the cache any more: {path} does not exist. If a DVC remote holds it, `dvc fetch --all-commits` brings "
+            "it back; else compare with another version."
         )
     return path
 
@@ -93,19 +91,3 @@ def _clean_checkout(layout: Layout) -> Iterator[Path]:
             except StageInputError:
                 remove_parquet(path)
                 yield path
-
-
-def _pull(root: Path, md5: str) -> None:
-    """Ask the DVC remote for one object; a remote that is not there or fails leaves the cache without it."""
-    from dvc.config import NoRemoteError
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc_data.hashfile.hash_info import HashInfo
-
-    try:
-        with Repo(str(root)) as repo:
-            repo.cloud.pull([HashInfo("md5", md5)])
-    except NoRemoteError:
-        return
-    except DvcException as error:
-        raise WorkspaceError(f"The DVC remote could not be asked for {md5}: {error}. Correct it in .dvc/config.") from error

@@ -136,6 +136,6 @@ def test_two_versions_are_told_apart_through_the_cache(data_checkout: Path, caps
     assert f"recorded was {first}: it was altered" in capsys.readouterr().err
     former.unlink()
     assert promptmill("log", TASK, "--diff", first[:6], "here") == 1
-    assert "neither in the cache" in capsys.readouterr().err
+    assert "is not in the cache any more" in capsys.readouterr().err
     assert promptmill("log", TASK, "--diff", "ffff", "here") == 1
     assert f"no data version 'ffff'; it has: {', '.join(sorted([first[:8], lines[2].split()[0]]))}" in capsys.readouterr().err

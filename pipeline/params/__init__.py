@@ -1,0 +1,71 @@
+"""params.yaml as frozen, typed models.
+
+The file holds `defaults` and `tasks.<name>`, each with the same sections; a task's section is merged over the default one.
+DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code sees the merged and typed one.
+All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
+The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
+
+section: what all are made of; ingest, data, prompt, tune, evaluation, gate: the sections; task: all of them together, and reading the file
+"""
+
+from pipeline.params.data import (
+    DriftParams,
+    ExpectationParams,
+    ExternalTest,
+    IgnoredPart,
+    NearDuplicateParams,
+    ProfileParams,
+    SplitParams,
+    ValidateParams,
+)
+from pipeline.params.evaluation import AssessFairnessParams, TextGroups
+from pipeline.params.gate import (
+    ChangeThreshold,
+    DegeneracyThreshold,
+    DifferenceThreshold,
+    GateParams,
+    GroupThreshold,
+    ValueThreshold,
+    gate_metrics,
+)
+from pipeline.params.ingest import Columns, FileSource, HubDatasetSource, IngestParams, PackageFileSource, SqlSource
+from pipeline.params.prompt import PromptParams
+from pipeline.params.section import placeholders
+from pipeline.params.task import SECTIONS, TaskParams, load, load_task
+from pipeline.params.tune import Init, Lora, TunedPromptInit, TuneParams
+
+__all__ = [
+    "SECTIONS",
+    "AssessFairnessParams",
+    "ChangeThreshold",
+    "Columns",
+    "DegeneracyThreshold",
+    "DifferenceThreshold",
+    "DriftParams",
+    "ExpectationParams",
+    "ExternalTest",
+    "FileSource",
+    "GateParams",
+    "GroupThreshold",
+    "HubDatasetSource",
+    "IgnoredPart",
+    "IngestParams",
+    "Init",
+    "Lora",
+    "NearDuplicateParams",
+    "PackageFileSource",
+    "ProfileParams",
+    "PromptParams",
+    "SplitParams",
+    "SqlSource",
+    "TaskParams",
+    "TextGroups",
+    "TuneParams",
+    "TunedPromptInit",
+    "ValidateParams",
+    "ValueThreshold",
+    "gate_metrics",
+    "load",
+    "load_task",
+    "placeholders",
+]

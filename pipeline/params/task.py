@@ -1,0 +1,192 @@
+"""A task's sections together, and reading them from params.yaml."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import ParamsError
+from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
+from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
+from pipeline.params.gate import DifferenceThreshold, GateParams, GroupThreshold, gate_metrics
+from pipeline.params.ingest import IngestParams
+from pipeline.params.prompt import BaseModelParams, PromptParams
+from pipeline.params.section import Section, placeholders
+from pipeline.params.tune import TuneParams
+from pipeline.params_file import describe, listed, merge, read_yaml
+
+TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # no dot: DVC would read tasks.a.b.tune as a path and track nothing
+
+
+class TaskParams(Section):
+    """All sections of one task after merging `tasks.<name>` over `defaults`."""
+
+    ingest: IngestParams
+    validate_: Annotated[ValidateParams, Field(alias="validate")]
+    split: SplitParams
+    profile: ProfileParams
+    reference: ReferenceParams
+    drift: DriftParams
+    prompt: PromptParams
+    base_model: BaseModelParams
+    tune: TuneParams
+    score: ScoreParams
+    evaluate: EvaluateParams
+    assess_fairness: AssessFairnessParams
+    gate: GateParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "TaskParams":
+        problems = [
+            *_answer_problems(self),
+            *_field_problems(self),
+            *_metric_problems(self),
+            *_baseline_problems(self),
+            *_group_problems(self),
+        ]
+        if problems:
+            summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
+            raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
+        return self
+
+
+def _answer_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) where the verbalizers do not fit the kind of answer: two or more for labels, none for free text."""
+    count = len(params.prompt.verbalizers)
+    if params.ingest.columns.target is None and not count:
+        yield "prompt.verbalizers", "empty; give one for each label (ingest.columns.label)"
+    if params.ingest.columns.target is not None and count:
+        yield (
+            "prompt.verbalizers",
+            f"free text (ingest.columns.target) has no verbalizers, found {count}; write {{}} or map ingest.columns.label",
+        )
+
+
+def _field_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each template that does not use the fields of ingest."""
+    known = sorted(params.ingest.columns.fields)
+    candidates = {f"hard_prompts.{index}": template for index, template in enumerate(params.prompt.hard_prompts)}
+    for where, template in {"template": params.prompt.template, **candidates}.items():
+        used = sorted(set(placeholders(template)))
+        if not used or not set(used) <= set(known):
+            yield (
+                f"prompt.{where}",
+                f"uses the fields {used}, ingest.columns.fields defines {known}; use at least one of those, and no other",
+            )
+    external = params.split.external_test
+    if external is not None and sorted(external.fields) != known:
+        yield (
+            "split.external_test.fields",
+            f"has the fields {sorted(external.fields)}, ingest.columns.fields defines {known}; give the same",
+        )
+
+
+def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each value threshold on something that is no metric, before a prompt is tuned for nothing."""
+    known = gate_metrics(params.prompt.labels)
+    for index, threshold in enumerate(params.gate.value_thresholds):
+        if threshold.metric not in known:
+            yield f"gate.value_thresholds.{index}.metric", f"a minimum on {threshold.metric!r} cannot be judged; choose one of {known}"
+
+
+def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each change threshold against a hard prompt when there is none."""
+    for index, threshold in enumerate(params.gate.change_thresholds):
+        if threshold.baseline == "hard_prompt" and not params.prompt.hard_prompts:
+            yield f"gate.change_thresholds.{index}.baseline", "prompt.hard_prompts is empty, so there is no hard_prompt; use majority_class"
+
+
+def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) of each threshold of the gate that names a group nobody defines."""
+    for kind in ("group_thresholds", "difference_thresholds"):
+        thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(params.gate, kind)
+        for index, threshold in enumerate(thresholds):
+            attribute = params.assess_fairness.groups.get(threshold.attribute)
+            known = sorted(attribute.patterns) if attribute else []
+            unknown = [group for group in threshold.groups if group not in known]
+            if unknown:
+                where = f"assess_fairness.groups.{threshold.attribute}"
+                yield f"gate.{kind}.{index}", f"names the groups {unknown} of {threshold.attribute!r}, {where} defines {known}"
+
+
+SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())
+
+
+def load(path: Path) -> dict[str, TaskParams]:
+    """Read params.yaml and return every task, typed; raises ParamsError with all errors of all tasks together."""
+    document = read_yaml(path)
+    errors: list[str] = []
+    defaults, tasks = _top_level(document, errors)
+    typed: dict[str, TaskParams] = {}
+    for name, sections in tasks.items():
+        if not TASK_NAME.fullmatch(str(name)):
+            errors.append(f"tasks.{name}: a task name is 1 to 64 of a-z 0-9 _ - and starts with a letter")
+        elif not isinstance(sections, Mapping):
+            errors.append(f"tasks.{name}: expected a mapping of sections, found {sections!r}")
+        else:
+            _type_task(name, defaults, cast(Mapping[str, Any], sections), typed, errors)
+    distinct = list(dict.fromkeys(errors))  # a wrong default shows up in every task
+    if distinct:
+        raise listed(path, distinct)
+    return typed
+
+
+def load_task(path: Path, task: str) -> TaskParams:
+    """Read params.yaml and return one task; raises ParamsError naming the known tasks when there is none of that name."""
+    tasks = load(path)
+    if task not in tasks:
+        raise ParamsError(
+            f"{path} has no task {task!r}; it has: {', '.join(sorted(tasks))}. Add a section tasks.{task} or correct the name."
+        )
+    return tasks[task]
+
+
+def _top_level(document: Mapping[str, Any], errors: list[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    errors.extend(f"{key}: unknown key; the top level holds `defaults` and `tasks`" for key in document if key not in ("defaults", "tasks"))
+    found: list[Mapping[str, Any]] = []
+    for name in ("defaults", "tasks"):
+        value = document.get(name)
+        if not isinstance(value, Mapping) or (name == "tasks" and not value):
+            errors.append(f"{name}: expected a mapping that is not empty, found {value!r}")
+            value = {}
+        found.append(cast(Mapping[str, Any], value))
+    errors.extend(_section_errors("defaults", found[0]).values())
+    return found[0], found[1]
+
+
+def _section_errors(where: str, sections: Mapping[str, Any]) -> dict[str, str]:
+    """Section name -> what is wrong with the section as a whole. DVC tracks params by section, so each must be present."""
+    unknown = {name: f"{where}.{name}: unknown section; known: {', '.join(SECTIONS)}" for name in sections if name not in SECTIONS}
+    absent = {
+        name: f"{where}.{name}: missing section; write `{name}: {{}}` when there is nothing to set"
+        for name in SECTIONS
+        if name not in sections
+    }
+    not_mapping = {
+        name: f"{where}.{name}: expected a mapping, found {sections[name]!r}"
+        for name in SECTIONS
+        if name in sections and not isinstance(sections[name], Mapping)
+    }
+    return unknown | absent | not_mapping
+
+
+def _type_task(
+    name: str, defaults: Mapping[str, Any], sections: Mapping[str, Any], typed: dict[str, TaskParams], errors: list[str]
+) -> None:
+    """Add the typed task to `typed`, or what is wrong with it to `errors`; a section that is broken as a whole is said once."""
+    broken = _section_errors(f"tasks.{name}", sections)
+    errors.extend(broken.values())
+    broken |= _section_errors("defaults", defaults)
+    sound = [section for section in SECTIONS if section not in broken]
+    merged = merge({section: defaults[section] for section in sound}, {section: sections[section] for section in sound})
+    try:
+        params = TaskParams.model_validate(merged)
+    except ValidationError as error:
+        details = [detail for detail in error.errors() if not detail["loc"] or detail["loc"][0] not in broken]
+        errors.extend(line for detail in details for line in describe(detail, name, defaults, sections))
+    else:
+        typed[name] = params

@@ -11,7 +11,7 @@ run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the regist
 	@$(BIN)/promptmill run $(TASK)
 
 test: $(INSTALLED)  ## the default test tier: offline, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not e2e"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not e2e" --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +12,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from flows.process_group import process_group
 from flows.settings import log_file, missing_defaults, state_folder
@@ -25,10 +28,19 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
+class Port:
+    """A port on loopback that nothing listened on, claimed until `claim` is released or the process ends."""
+
+    number: int
+    claim: FileLock
+
+
+@dataclass(frozen=True)
 class Service:
-    """A server: how to start it, where it answers, and where its output goes."""
+    """A server: how to start it, on which port, where it answers, and where its output goes."""
 
     name: str
+    port: Port
     command: tuple[str, ...]
     environment: Mapping[str, str]
     url: str
@@ -46,24 +58,24 @@ class RunningService:
 
 def prefect_service(root: Path) -> Service:
     """Prefect's server and page on the workspace's own database, which earlier runs wrote to."""
-    port = free_port(PREFECT_PORT)
-    url = f"http://{HOST}:{port}"
+    port = claim_port(PREFECT_PORT)
+    url = f"http://{HOST}:{port.number}"
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= missing_defaults(root, os.environ)
     environment["PREFECT_SERVER_UI_API_URL"] = f"{url}/api"  # by default the page asks port 4200, whatever port serves it
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    return Service("Prefect", command, environment, url, f"{url}/api/health", log_file(root, "prefect-server"))
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port.number))
+    return Service("Prefect", port, command, environment, url, f"{url}/api/health", log_file(root, "prefect-server"))
 
 
 def mlflow_service(root: Path) -> Service:
     """MLflow's server and page on the workspace's own database and artifacts."""
-    port = free_port(MLFLOW_PORT)
-    url = f"http://{HOST}:{port}"
+    port = claim_port(MLFLOW_PORT)
+    url = f"http://{HOST}:{port.number}"
     state_folder(root).joinpath("mlflow").mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight idle workers of 250 MB each otherwise
     store = ("--backend-store-uri", tracking_uri(root=root), "--default-artifact-root", artifacts_folder(root=root).as_uri())
-    command = (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store)
-    return Service("MLflow", command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
+    command = (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port.number), "--workers", "1", *store)
+    return Service("MLflow", port, command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
 
 
 @contextmanager
@@ -75,6 +87,7 @@ def running(services: Sequence[Service], *, root: Path) -> Generator[list[Runnin
     with ExitStack() as stack:
         started: list[RunningService] = []
         for service in services:
+            stack.callback(service.port.claim.release)
             log = stack.enter_context(service.log.open("wb"))
             group = process_group(
                 service.command, folder=state_folder(root), environment=service.environment, stdout=log, stderr=subprocess.STDOUT
@@ -93,8 +106,14 @@ def check_alive(started: Sequence[RunningService]) -> None:
             raise WorkspaceError(f"The {one.service.name} server ended with exit code {code}: {_last_line(one.service.log)}")
 
 
-def free_port(preferred: int) -> int:
-    """`preferred` when nothing listens there, else a port the system chooses."""
+def claim_port(preferred: int) -> Port:
+    """`preferred` when nothing listens there and no other promptmill is about to, else a port the system chooses.
+
+    A server takes seconds to listen. Without the claim, two runs that start together would choose one port, the second server would end,
+    and the second run would be answered, and recorded, by the server of the first.
+    """
+    folder = Path(tempfile.gettempdir()) / f"promptmill-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -102,7 +121,13 @@ def free_port(preferred: int) -> int:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            number = int(probe.getsockname()[1])
+        claim = FileLock(folder / f"port-{number}.lock")
+        try:
+            claim.acquire(blocking=False)
+        except Timeout:
+            continue
+        return Port(number, claim)
     raise WorkspaceError(f"No port is free on {HOST}. End a program that listens there and try again.")
 
 

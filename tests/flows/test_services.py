@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import HOST, check_alive, free_port, mlflow_service, prefect_service, running
+from flows.services import HOST, check_alive, claim_port, mlflow_service, prefect_service, running
 from flows.settings import prefect_defaults
 from pipeline.errors import WorkspaceError
 from tests.flows.flow_workspace import REPOSITORY, environment, living
@@ -76,9 +76,20 @@ def test_a_server_that_ends_is_reported_with_its_last_line(tmp_path: Path, monke
 
 def test_a_taken_port_is_replaced() -> None:
     with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
-        assert free_port(port) != port
-    assert free_port(port) == port
+        number = taken.getsockname()[1]
+        assert claim_port(number).number != number
+    assert claim_port(number).number == number
+
+
+def test_two_runs_that_start_together_get_a_server_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        number = taken.getsockname()[1]
+    monkeypatch.setattr("flows.services.PREFECT_PORT", number)
+    first, second = prefect_service(tmp_path / "first"), prefect_service(tmp_path / "second")
+    assert first.port.number == number
+    assert second.port.number != number, "the first server does not listen yet, and is about to"
+    first.port.claim.release()
+    assert prefect_service(tmp_path / "third").port.number == number
 
 
 def test_the_settings_of_the_user_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,10 +56,16 @@ def stopped_and_resumed(base: BaseModel, processes: Processes, folder: Path, cas
         message = str(stopped)
     records: list[dict[str, Any]] = []
     result = train_case(base, processes, case, checkpoint=checkpoint, on_record=records.append)
+    wait_for_the_other(processes)  # the first may still be writing
     files = sorted(path.name for path in folder.iterdir())
-    processes.stop(lambda: False)()  # wait for the other before the file goes
+    wait_for_the_other(processes)  # the second may still be looking
     checkpoint.remove()
     return {"message": message, "steps": steps, "resumed": fingerprint(result, records), "files": files}
+
+
+def wait_for_the_other(processes: Processes) -> None:
+    """Return when both processes have come here: a question to both ends when both have answered."""
+    processes.stop(lambda: False)()
 
 
 def disagreement(base: BaseModel, processes: Processes) -> str:

@@ -59,7 +59,9 @@ class Check(Record):
     low: float | None
     high: float | None
     n: int | None
+    denominator: str | None
     limit: float | None
+    method: str | None
     rule: str
     sentence: str
 

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageInputError
-from pipeline.gates import decide, drift_checks, evaluate_checks, leakage_checks
+from pipeline.gates.data_checks import drift_checks, leakage_checks
+from pipeline.gates.decision import decide
+from pipeline.gates.fairness_checks import fairness_checks
+from pipeline.gates.metrics_checks import metrics_checks
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_json, sha256_file, write_json
@@ -19,7 +22,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             f"{inputs.metrics} has n {metrics.get('n')!r}, {inputs.fairness} has n {fairness.get('n')!r}: they are of different "
             "predictions. Run the stages evaluate and assess_fairness again: `dvc repro`."
         )
-    checks = evaluate_checks(params.gate, params.prompt.labels, metrics, fairness)
+    checks = metrics_checks(params.gate, params.prompt.labels, metrics) + fairness_checks(params.gate, fairness)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     decision, reasons = decide(checks)
     report = {

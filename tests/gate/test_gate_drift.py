@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.gates import decide, drift_checks
+from pipeline.gates.data_checks import drift_checks
+from pipeline.gates.decision import decide
 
 
 def record(*verdicts: str, on_drift: str = "refuse") -> dict[str, Any]:

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from pipeline.gates import decide, leakage_checks
+from pipeline.gates.data_checks import leakage_checks
+from pipeline.gates.decision import decide
 
 KINDS = ("exact", "normalised", "near", "origin")
 SIDES = ("train", "validation", "test")

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import estimate, largest_difference, newcombe, no_estimate, proportion, wilson
-from pipeline.gates import Check, Verdict, decide, evaluate_checks
+from pipeline.gates.checks import Check, Verdict
+from pipeline.gates.decision import decide
+from pipeline.gates.fairness_checks import fairness_checks
+from pipeline.gates.metrics_checks import metrics_checks
 from pipeline.params import GateParams
 
 LABELS = ("negative", "neutral", "positive")
@@ -56,9 +59,9 @@ def good_fairness() -> dict[str, Any]:
 
 
 def checks_of(rule: GateParams | None = None, metrics: object = None, fairness: object = None) -> list[Check]:
-    checks = evaluate_checks(
-        rule or gate(), LABELS, good_metrics() if metrics is None else metrics, good_fairness() if fairness is None else fairness
-    )
+    rule = rule or gate()
+    checks = metrics_checks(rule, LABELS, good_metrics() if metrics is None else metrics)
+    checks += fairness_checks(rule, good_fairness() if fairness is None else fairness)
     json.dumps(checks, allow_nan=False)
     return checks
 
@@ -72,7 +75,8 @@ def only(check_kind: str, threshold: dict[str, object], metrics: object = None, 
     empty = {"change_thresholds": [], "group_thresholds": [], "difference_thresholds": []}
     rule = gate(**{**empty, check_kind: [threshold]})
     checks = checks_of(rule, metrics, fairness)
-    return checks[1] if check_kind == "value_thresholds" else checks[3]
+    position = {"value_thresholds": 1, "change_thresholds": 3}
+    return checks[position.get(check_kind, -1)]
 
 
 def test_a_good_prompt_passes_every_check() -> None:
@@ -82,14 +86,14 @@ def test_a_good_prompt_passes_every_check() -> None:
         "accuracy": "PASS",
         "per_class.positive.recall": "PASS",
         "accuracy minus hard_prompt": "PASS",
+        "degeneracy": "PASS",
         "accuracy of airline=united": "PASS",
         "accuracy of airline=jetblue": "PASS",
         "accuracy difference of airline": "PASS",
-        "degeneracy": "PASS",
     }
     assert decide(checks) == ("promote", [])
     for check in checks:
-        assert list(check) == ["name", "verdict", "value", "low", "high", "n", "limit", "rule", "sentence"]
+        assert list(check) == ["name", "verdict", "value", "low", "high", "n", "denominator", "limit", "method", "rule", "sentence"]
         assert check["sentence"].endswith(".")
         assert "\n" not in check["sentence"]
 
@@ -228,7 +232,7 @@ def test_a_difference_is_as_undecided_as_its_worst_group(name: str, verdict: str
 def test_degeneracy(predicted: object, verdict: str, fragment: str) -> None:
     metrics = good_metrics()
     metrics["variants"]["tuned"]["predicted"] = predicted
-    check = checks_of(metrics=metrics)[-1]
+    check = metrics_checks(gate(), LABELS, metrics)[-1]
     assert check["verdict"] == verdict
     assert fragment in check["sentence"]
 
@@ -251,7 +255,7 @@ def test_a_label_may_contain_dots() -> None:
     metrics = good_metrics()
     metrics["variants"]["tuned"]["per_class"]["e.g."] = {"recall": proportion(90, 100, 0.95, "")}
     rule = gate(value_thresholds=[{"metric": "per_class.e.g..recall", "minimum": 0.5}])
-    assert evaluate_checks(rule, (*LABELS, "e.g."), metrics, good_fairness())[1]["value"] == 0.9
+    assert metrics_checks(rule, (*LABELS, "e.g."), metrics)[1]["value"] == 0.9
 
 
 BROKEN = [math.nan, math.inf, -math.inf, None, "0.9", True, [0.9], 1.5]

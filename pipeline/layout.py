@@ -71,7 +71,7 @@ STAGES: tuple[Stage, ...] = (
         ("predictions", "score_report"),
     ),
     Stage("evaluate", ("evaluate", "prompt"), ("predictions",), ("metrics", "plots")),
-    Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions",), ("fairness",)),
+    Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions", "test"), ("fairness",)),
     Stage("gate", ("gate", "prompt"), ("metrics", "fairness", "drift", "leakage"), ("gate",)),
     Stage(
         "report",

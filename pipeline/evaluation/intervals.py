@@ -10,7 +10,7 @@ An *estimate* is a dict with `value`, `low`, `high` and `n`, as docs/stage-files
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from math import sqrt
+from math import hypot, inf, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 Estimate = dict[str, Any]
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+# A figure with the two ends of its interval: (value, low, high).
+Ends = tuple[float, float, float]
 
 # Numbers held at once while resampling: 32 MB of int64, whatever the number of rows and replicates.
 _CHUNK = 4_000_000
@@ -66,13 +69,33 @@ def f1_interval(hits: int, union: int, confidence_level: float) -> tuple[float, 
 
 def newcombe(first: tuple[int, int], second: tuple[int, int], confidence_level: float) -> tuple[float, float]:
     """Interval of share(first) - share(second), each given as (successes, n) of separate rows, within [-1, 1]."""
-    (first_low, first_high), (second_low, second_high) = (wilson(*counts, confidence_level) for counts in (first, second))
-    first_share, second_share = first[0] / first[1], second[0] / second[1]
-    difference = first_share - second_share
-    return (
-        difference - sqrt((first_share - first_low) ** 2 + (second_high - second_share) ** 2),
-        difference + sqrt((first_high - first_share) ** 2 + (second_share - second_low) ** 2),
-    )
+    ends = [(counts[0] / counts[1], *wilson(*counts, confidence_level)) for counts in (first, second)]
+    return difference_interval(ends[0], ends[1])
+
+
+def difference_interval(first: Ends, second: Ends) -> tuple[float, float]:
+    """Interval of first - second from (value, low, high) of each, made from separate rows: Zou and Donner's MOVER (2008).
+
+    With Wilson intervals of two proportions this is Newcombe's interval. Nothing is added where both have no width.
+    """
+    (one, one_low, one_high), (other, other_low, other_high) = first, second
+    difference = one - other
+    return difference - hypot(one - one_low, other_high - other), difference + hypot(one_high - one, other - other_low)
+
+
+def ratio_interval(first: Ends, second: Ends) -> tuple[float, float]:
+    """Interval of first / second, both non-negative, from (value, low, high) of each: MOVER-R (Donner and Zou 2012), within [0, inf].
+
+    The ends solve (first - r second)^2 = (distance of first to its end)^2 + (r times the distance of second to its end)^2.
+    """
+    (one, one_low, one_high), (other, other_low, other_high) = first, second
+    product = one * other
+    low_a, low_c = other_high * (2 * other - other_high), one_low * (2 * one - one_low)
+    high_a, high_c = other_low * (2 * other - other_low), one_high * (2 * one - one_high)
+    low_root, high_root = product + sqrt(max(0.0, product**2 - low_a * low_c)), sqrt(max(0.0, product**2 - high_a * high_c))
+    low = low_c / low_root if low_c > 0 else 0.0
+    high = (product + high_root) / high_a if high_a > 0 else inf
+    return low, high
 
 
 def largest_difference(groups: Mapping[str, tuple[int, int]], confidence_level: float) -> Estimate:

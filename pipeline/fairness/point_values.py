@@ -5,20 +5,32 @@ label gets recall 0.0; a group without rows is left out; a single group has diff
 selection rate of 0.0 (hence the 0/1 indicators here). A feature array of a single row raises (hence the list).
 """
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from fairlearn.metrics import MetricFrame, selection_rate, true_positive_rate
-from sklearn.metrics import accuracy_score
+from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
+from sklearn.metrics import accuracy_score, f1_score, precision_score
 
 from pipeline.evaluation.intervals import Integers
 from pipeline.fairness.groups import Membership
+
+_UNDEFINED_AS_0: dict[str, Any] = {"zero_division": 0}  # scikit-learn's own annotations forbid it
+
+_OF_A_LABEL: dict[str, Any] = {
+    "selection_rate": selection_rate,
+    "recall": true_positive_rate,
+    "false_positive_rate": false_positive_rate,
+    "precision": partial(precision_score, **_UNDEFINED_AS_0),
+    "f1": partial(f1_score, **_UNDEFINED_AS_0),
+}
 
 
 def values_by_group(actual: Integers, predicted: Integers, labels: tuple[str, ...], membership: Membership) -> dict[str, dict[str, float]]:
     """Group -> metric -> value in [0, 1], for every group that has rows.
 
-    The metrics are `accuracy`, and for each label `selection_rate.<label>` and `recall.<label>`.
+    The metrics are `accuracy`, and for each label `<metric>.<label>` with the metrics selection_rate, recall, false_positive_rate,
+    precision and f1.
 
     `actual` and `predicted` [N] are indices of `labels`. A row in several groups counts in each of them.
     """
@@ -28,8 +40,8 @@ def values_by_group(actual: Integers, predicted: Integers, labels: tuple[str, ..
     names = [name for name, members in membership.items() for _ in range(int(members.sum()))]
     values = _by_group({"accuracy": accuracy_score}, actual[rows], predicted[rows], names)
     for index, label in enumerate(labels):
-        rates = {f"selection_rate.{label}": selection_rate, f"recall.{label}": true_positive_rate}
-        found = _by_group(rates, (actual[rows] == index).astype(int), (predicted[rows] == index).astype(int), names)
+        metrics = {f"{name}.{label}": metric for name, metric in _OF_A_LABEL.items()}
+        found = _by_group(metrics, (actual[rows] == index).astype(int), (predicted[rows] == index).astype(int), names)
         for group, figures in found.items():
             values[group] |= figures
     return values

@@ -18,7 +18,7 @@ from pipeline.params.data import (
     SplitParams,
     ValidateParams,
 )
-from pipeline.params.evaluation import AssessFairnessParams, TextGroups
+from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, TextGroups, intersection_name
 from pipeline.params.gate import (
     ChangeThreshold,
     DegeneracyThreshold,
@@ -36,8 +36,10 @@ from pipeline.params.tune import Init, Lora, TunedPromptInit, TuneParams
 
 __all__ = [
     "SECTIONS",
+    "UNKNOWN_GROUP",
     "AssessFairnessParams",
     "ChangeThreshold",
+    "ColumnGroups",
     "Columns",
     "DegeneracyThreshold",
     "DifferenceThreshold",
@@ -65,6 +67,7 @@ __all__ = [
     "ValidateParams",
     "ValueThreshold",
     "gate_metrics",
+    "intersection_name",
     "load",
     "load_task",
     "placeholders",

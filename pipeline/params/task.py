@@ -101,12 +101,16 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
 
 
 def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
-    """(dotted path, problem) of each threshold of the gate that names a group nobody defines."""
+    """(dotted path, problem) of each attribute without its column, and each threshold of the gate that names a group nobody defines."""
+    mapped = sorted(params.ingest.columns.groups)
+    for name in params.assess_fairness.columns:
+        if name not in mapped:
+            yield f"assess_fairness.columns.{name}", f"is no group column, ingest.columns.groups defines {mapped}; map the column there"
+    defined = params.assess_fairness.defined_groups()
     for kind in ("group_thresholds", "difference_thresholds"):
         thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(params.gate, kind)
         for index, threshold in enumerate(thresholds):
-            attribute = params.assess_fairness.groups.get(threshold.attribute)
-            known = sorted(attribute.patterns) if attribute else []
+            known = defined.get(threshold.attribute, [])
             unknown = [group for group in threshold.groups if group not in known]
             if unknown:
                 where = f"assess_fairness.groups.{threshold.attribute}"

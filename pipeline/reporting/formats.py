@@ -170,7 +170,7 @@ class Attribute(Record):
 
     derived_from: str
     groups: dict[str, Group]
-    without_group: Group
+    unknown: Group
     in_several_groups: int
     differences: Differences
 
@@ -510,7 +510,7 @@ def check_labels(metrics: Metrics, fairness: Fairness, metrics_file: Path | str,
                 f"one row and column per label. Run the evaluate stage again: `dvc repro`."
             )
     for name, attribute in fairness.attributes.items():
-        groups = {f"groups.{key}": group for key, group in attribute.groups.items()} | {"without_group": attribute.without_group}
+        groups = {f"groups.{key}": group for key, group in attribute.groups.items()} | {"unknown": attribute.unknown}
         for key, group in groups.items():
             _require(group.selection_rate, metrics.labels, fairness_file, f"attributes.{name}.{key}.selection_rate")
             _require(group.recall, metrics.labels, fairness_file, f"attributes.{name}.{key}.recall")

@@ -9,7 +9,7 @@ import pytest
 from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.predictions import Predictions, Scored
 from pipeline.fairness.disaggregated import assess
-from pipeline.fairness.groups import groups_per_row, text_groups
+from pipeline.fairness.groups import groups_per_row, make_attributes, text_groups
 from pipeline.layout import Layout, stage_named
 from pipeline.params import AssessFairnessParams, TextGroups, load_task
 from pipeline.records import write_parquet
@@ -22,7 +22,7 @@ PATTERNS = {"united": r"(?i)@united\b", "jetblue": r"(?i)@jetblue\b", "delta": r
 
 def params_for(patterns: dict[str, str] = PATTERNS, minimum: int = 20) -> AssessFairnessParams:
     groups = {"airline": TextGroups(derived_from="text", patterns=patterns)}
-    return AssessFairnessParams(groups=groups, minimum_denominator=minimum, confidence_level=0.95)
+    return AssessFairnessParams(groups=groups, columns={}, intersections=[], minimum_denominator=minimum, confidence_level=0.95)
 
 
 def predictions_for(actual: np.ndarray, predicted: np.ndarray, texts: list[str], labels: tuple[str, ...] = LABELS) -> Predictions:
@@ -41,7 +41,7 @@ def sample() -> Predictions:
 
 
 def attribute(predictions: Predictions, params: AssessFairnessParams) -> dict[str, object]:
-    record = assess(predictions, params)
+    record = assess(predictions, make_attributes(params, predictions.texts, {}), params)
     json.dumps(record, allow_nan=False)
     return record["attributes"]["airline"]
 
@@ -78,8 +78,8 @@ def test_every_figure_of_a_group_agrees_with_numpy_masks(sample: Predictions) ->
             assert group["recall"][label]["n"] == has.sum()
     assert [group["sufficient"] for group in found["groups"].values()] == [True, True, False]
     outside = ~np.any(list(masks.values()), axis=0)
-    assert found["without_group"]["n"] == outside.sum()
-    assert found["without_group"]["accuracy"]["value"] == pytest.approx((actual == predicted)[outside].mean())
+    assert found["unknown"]["n"] == outside.sum()
+    assert found["unknown"]["accuracy"]["value"] == pytest.approx((actual == predicted)[outside].mean())
     assert found["in_several_groups"] == 30
 
 
@@ -123,15 +123,15 @@ def test_no_group_at_all_has_rows() -> None:
     actual = np.arange(30) % 3
     found = attribute(predictions_for(actual, actual, ["hi"] * 30), params_for())
     assert [group["n"] for group in found["groups"].values()] == [0, 0, 0]
-    assert found["without_group"]["accuracy"]["value"] == 1.0
+    assert found["unknown"]["accuracy"]["value"] == 1.0
     assert found["differences"]["accuracy"]["value"] is None
 
 
 def test_every_row_is_in_a_group() -> None:
     actual = np.arange(60) % 3
     found = attribute(predictions_for(actual, actual, ["@united"] * 30 + ["@jetblue"] * 30), params_for())
-    assert found["without_group"]["n"] == 0
-    assert found["without_group"]["accuracy"]["value"] is None
+    assert found["unknown"]["n"] == 0
+    assert found["unknown"]["accuracy"]["value"] is None
 
 
 def test_a_group_without_rows_of_a_label_has_no_recall_where_fairlearn_says_0() -> None:
@@ -189,7 +189,7 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
     report = run()
     written = layout.path("fairness").read_bytes()
     assert json.loads(written) == report
-    assert list(report) == ["task", "n", "confidence_level", "minimum_denominator", "method", "attributes"]
+    assert list(report) == ["task", "n", "confidence_level", "minimum_denominator", "comparisons", "method", "attributes"]
     sizes = {name: group["n"] for name, group in report["attributes"]["airline"]["groups"].items()}
     assert sizes == {"united": 100, "usairways": 0, "americanair": 0, "southwestair": 0, "jetblue": 200, "virginamerica": 100}
     run()
@@ -197,5 +197,6 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
 
 
 def test_without_attributes_the_record_is_empty_but_there(sample: Predictions) -> None:
-    params = AssessFairnessParams(groups={}, minimum_denominator=20, confidence_level=0.95)
-    assert assess(sample, params)["attributes"] == {}
+    params = AssessFairnessParams(groups={}, columns={}, intersections=[], minimum_denominator=20, confidence_level=0.95)
+    record = assess(sample, {}, params)
+    assert (record["attributes"], record["comparisons"]) == ({}, 0)

@@ -126,6 +126,8 @@ def _params(replicates: int, floor: float) -> TaskParams:
     }
     fairness = {
         "groups": {"airline": {"derived_from": "text", "patterns": {name: rf"(?i)@{name}\b" for name in GROUPS}}},
+        "columns": {},
+        "intersections": [],
         "minimum_denominator": 50,
         "confidence_level": 0.95,
     }

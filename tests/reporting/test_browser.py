@@ -58,7 +58,7 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     awkward.edit("ingest_report", lambda found: found.update(source=LONG))
     awkward.edit("data_report", lambda found: found["expectations"][0].update(expectation=LONG, observed=LONG))
     awkward.edit(
-        "fairness", lambda found: found["attributes"]["airline"]["groups"].update({LONG: found["attributes"]["airline"]["without_group"]})
+        "fairness", lambda found: found["attributes"]["airline"]["groups"].update({LONG: found["attributes"]["airline"]["unknown"]})
     )
     found = {"promoted": promoted, "refused": refused, "awkward": awkward}
     for run in found.values():

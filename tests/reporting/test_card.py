@@ -332,7 +332,7 @@ def test_null_estimates_say_why_and_never_look_like_a_pass(run: Run):
         airline["groups"]["united"]["accuracy"] = nothing("this group lost its rows")
         airline["groups"]["jetblue"]["recall"]["positive"] = nothing("no positive row")
         airline["differences"]["accuracy"] = {**nothing("one group"), "between": None}
-        airline["without_group"]["accuracy"] = nothing()
+        airline["unknown"]["accuracy"] = nothing()
 
     run.edit("metrics", erase)
     run.edit("fairness", erase_groups)

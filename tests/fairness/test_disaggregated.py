@@ -4,14 +4,17 @@ from pathlib import Path
 
 import fairlearn.metrics as fl
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.metrics import f1_score, precision_score
 
-from pipeline.evaluation.intervals import wilson
+from pipeline.errors import StageInputError
+from pipeline.evaluation.intervals import f1_interval, newcombe, wilson
 from pipeline.evaluation.predictions import Predictions, Scored
 from pipeline.fairness.disaggregated import assess
 from pipeline.fairness.groups import groups_per_row, make_attributes, text_groups
 from pipeline.layout import Layout, stage_named
-from pipeline.params import AssessFairnessParams, TextGroups, load_task
+from pipeline.params import AssessFairnessParams, ColumnGroups, TaskParams, TextGroups, load_task
 from pipeline.records import write_parquet
 from pipeline.stages import assess_fairness
 from tests.evaluation.scored_rows import LABELS, long_frame, noisy
@@ -76,6 +79,19 @@ def test_every_figure_of_a_group_agrees_with_numpy_masks(sample: Predictions) ->
             assert group["selection_rate"][label]["n"] == mask.sum()
             assert group["recall"][label]["value"] == pytest.approx((predicted[has] == index).mean())
             assert group["recall"][label]["n"] == has.sum()
+            given, lacks = mask & (predicted == index), mask & (actual != index)
+            hits, union = (has & given).sum(), (has | given).sum()
+            assert group["precision"][label]["value"] == pytest.approx(hits / given.sum())
+            assert group["precision"][label]["n"] == group["predicted"][label] == given.sum()
+            assert group["false_positive_rate"][label]["value"] == pytest.approx((predicted[lacks] == index).mean())
+            assert group["false_positive_rate"][label]["n"] == lacks.sum()
+            assert group["f1"][label]["value"] == pytest.approx(2 * hits / (has.sum() + given.sum()))
+            assert group["f1"][label]["n"] == union
+            assert (group["f1"][label]["low"], group["f1"][label]["high"]) == f1_interval(int(hits), int(union), 0.95)
+        sure, low, high = group["mean_confidence"], group["accuracy"]["low"], group["accuracy"]["high"]
+        assert sure == pytest.approx(sample.tuned.probabilities[mask].max(axis=1).mean())
+        assert group["calibration_gap"]["value"] == pytest.approx(sure - group["accuracy"]["value"])
+        assert (group["calibration_gap"]["low"], group["calibration_gap"]["high"]) == (sure - high, sure - low)
     assert [group["sufficient"] for group in found["groups"].values()] == [True, True, False]
     outside = ~np.any(list(masks.values()), axis=0)
     assert found["unknown"]["n"] == outside.sum()
@@ -94,10 +110,50 @@ def test_differences_agree_with_fairlearn_over_the_sufficient_groups() -> None:
         binary = {"y_true": (actual == index).astype(int), "y_pred": (predicted == index).astype(int), "sensitive_features": names}
         assert found["demographic_parity_difference"][label]["value"] == pytest.approx(fl.demographic_parity_difference(**binary))
         assert found["equal_opportunity_difference"][label]["value"] == pytest.approx(fl.equal_opportunity_difference(**binary))
+        assert found["demographic_parity_ratio"][label]["value"] == pytest.approx(fl.demographic_parity_ratio(**binary))
+        assert found["equalized_odds_difference"][label]["value"] == pytest.approx(fl.equalized_odds_difference(**binary))
+        for name, metric in (("false_positive_rate", fl.false_positive_rate), ("precision", precision_score), ("f1", f1_score)):
+            frame = fl.MetricFrame(metrics=metric, **binary)
+            assert found[f"{name}_difference"][label]["value"] == pytest.approx(frame.difference())
     accuracy = {name: (actual == predicted)[names == name].mean() for name in set(names)}
     widest = max(combinations(accuracy, 2), key=lambda pair: abs(accuracy[pair[0]] - accuracy[pair[1]]))
     assert set(found["accuracy"]["between"]) == set(widest)
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+
+
+def test_all_intervals_of_a_record_hold_together(sample: Predictions) -> None:
+    """Accuracy, calibration gaps and seven parities of three labels, equalized odds twice; united and jetblue are the only pair."""
+    params = params_for(minimum=16)
+    record = assess(sample, make_attributes(params, sample.texts, {}), params)
+    assert record["comparisons"] == 2 + 3 * 8
+    groups, difference = record["attributes"]["airline"]["groups"], record["attributes"]["airline"]["differences"]["accuracy"]
+    counts = [(round(groups[name]["accuracy"]["value"] * groups[name]["n"]), groups[name]["n"]) for name in difference["between"]]
+    low, high = newcombe(counts[0], counts[1], 1 - 0.05 / 26)
+    assert (difference["low"], difference["high"]) == (max(0.0, low), max(high, -low))
+
+
+def test_columns_intersections_and_the_unknown_group() -> None:
+    values = [*["north"] * 40, *["south"] * 30, *[None] * 20, *["unknown"] * 5, *["west"] * 5]
+    texts = ["@united"] * 50 + ["@jetblue"] * 50
+    actual = np.arange(100) % 3
+    params = params_for().model_copy(
+        update={"columns": {"region": ColumnGroups(expected=["south", "north", "east"])}, "intersections": [["airline", "region"]]}
+    )
+    sample = predictions_for(actual, actual, texts)
+    found = assess(sample, make_attributes(params, texts, {"region": values}), params)["attributes"]
+    region, crossed = found["region"], found["airline & region"]
+    assert {name: group["n"] for name, group in region["groups"].items()} == {"south": 30, "north": 40, "east": 0, "west": 5}
+    assert (region["expected"], region["unknown"]["n"], region["derived_from"]) == (["south", "north", "east"], 25, "column")
+    sizes = {name: group["n"] for name, group in crossed["groups"].items()}
+    assert len(sizes) == 12
+    assert {name: n for name, n in sizes.items() if n} == {
+        "united & north": 40,
+        "united & south": 10,
+        "jetblue & south": 20,
+        "jetblue & west": 5,
+    }
+    assert crossed["unknown"]["n"] == 25
+    assert crossed["differences"]["accuracy"]["compared"] == ["united & north", "jetblue & south"]
 
 
 def test_groups_with_too_few_rows_take_no_part_in_differences(sample: Predictions) -> None:
@@ -194,6 +250,44 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
     assert sizes == {"united": 100, "usairways": 0, "americanair": 0, "southwestair": 0, "jetblue": 200, "virginamerica": 100}
     run()
     assert layout.path("fairness").read_bytes() == written
+
+
+@pytest.fixture
+def by_region(tmp_path: Path) -> tuple[Layout, TaskParams, pd.DataFrame]:
+    """A task with a group column, its predictions, and the test split that has the column."""
+    layout = Layout(tmp_path, "tweet_sentiment")
+    actual = np.random.default_rng(1).choice(3, size=200)
+    answers = {name: noisy(actual, 0.6, 1) for name in ("tuned", "hard_prompt", "majority_class")}
+    frame = long_frame(actual, answers)
+    write_parquet(layout.path("predictions"), frame)
+    test = frame[frame["variant"] == "tuned"][["row_id"]].assign(**{"group.region": [["north", "south", None][i % 3] for i in range(200)]})
+    params = load_task(ROOT / "params.yaml", "tweet_sentiment")
+    section = params.assess_fairness.model_copy(update={"groups": {}, "columns": {"region": ColumnGroups(expected=["north", "south"])}})
+    return layout, params.model_copy(update={"assess_fairness": section}), test.sample(frac=1, random_state=0)
+
+
+def run_by_region(layout: Layout, params: TaskParams, test: pd.DataFrame) -> dict[str, object]:
+    stage = stage_named("assess_fairness")
+    write_parquet(layout.path("test"), test)
+    return assess_fairness.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))
+
+
+def test_the_stage_joins_group_columns_by_row_id(by_region: tuple[Layout, TaskParams, pd.DataFrame]) -> None:
+    layout, params, test = by_region
+    region = run_by_region(layout, params, test)["attributes"]["region"]
+    predictions = pd.read_parquet(layout.path("predictions"))
+    joined = predictions[predictions["variant"] == "tuned"].merge(test, on="row_id")
+    right = (joined["label"] == joined["prediction"]).groupby(joined["group.region"]).mean()
+    assert {name: group["accuracy"]["value"] for name, group in region["groups"].items()} == pytest.approx(dict(right))
+    assert region["unknown"]["n"] == 66
+
+
+def test_rows_of_another_test_split_and_identifiers_as_groups_are_refused(by_region: tuple[Layout, TaskParams, pd.DataFrame]) -> None:
+    layout, params, test = by_region
+    with pytest.raises(StageInputError, match="199 rows that are not the 200"):
+        run_by_region(layout, params, test.iloc[1:])
+    with pytest.raises(StageInputError, match=r"group\.region has 202 values, at most 50"):
+        run_by_region(layout, params, test.assign(**{"group.region": test["row_id"]}))
 
 
 def test_without_attributes_the_record_is_empty_but_there(sample: Predictions) -> None:

@@ -4,17 +4,19 @@ One safetensors file and no pickle. Its metadata names the format, the caller's 
 checksum) and the state as JSON; the records emitted so far are a tensor of JSON bytes, since safetensors limits its metadata. A
 file is written beside its place, flushed to the disk and put there in one step, so whoever looks sees the old file or the new one.
 
-When it is not used, and training starts at step 0: there is no file at the path. A save that was killed leaves only its temporary
-file, which is never read. When it is an error (CheckpointError): the file is there, but is truncated, altered, of another format
-or of another key, or does not fit the trials. A checkpoint is hours of work, so it is never passed over or overwritten unasked.
-Let the file's name hold the key, and another key means that somebody moved the file.
+The file before the newest is kept beside it. Training goes on from the newest one that is whole: a file that is truncated or altered,
+or that a kill between two renames left absent, costs the steps since the one before it, and whoever loads is told. When there is
+no file at all, training starts at step 0. A save that was killed leaves only its temporary file, which is never read. When it is an
+error (CheckpointError): no file that is there can be used, or the newest whole one is of another key or does not fit the trials.
+A checkpoint is hours of work, so it is never passed over or overwritten unasked. Let the file's name hold the key, and another key
+means that somebody moved the file.
 """
 
 import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ Tensors = dict[str, torch.Tensor]
 State = dict[str, Any]
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint file that was whole once and is not any more: truncated, or with other bytes."""
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(_refused(path, found))
+        self.found = f"The checkpoint {path} {found}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A run between two steps: tensors by name, the remaining state as JSON values, and the records emitted so far."""
@@ -45,13 +55,14 @@ class Checkpoint:
     """Where a run keeps its snapshot, and every how many steps.
 
     `key` stands for everything that decides what the run computes: hash the params, the inputs and, since other hardware gives
-    other bits, the hardware. Of several processes only one `writes`; all of them load.
+    other bits, the hardware. Of several processes only one `writes`; all of them load. `say` is told of a damaged file.
     """
 
     path: Path
     key: str
     every: int
     writes: bool = True
+    say: Callable[[str], None] = lambda message: None
 
     def save(self, snapshot: Snapshot) -> None:
         """Put `snapshot` in place of the former one; raises CheckpointError when the disk refuses it."""
@@ -64,6 +75,8 @@ class Checkpoint:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if self.path.exists():
+                self.path.replace(self.previous)
             self._temporary.replace(self.path)
             _flush_folder(self.path.parent)
         except OSError as error:
@@ -72,45 +85,75 @@ class Checkpoint:
             ) from error
 
     def load(self) -> Snapshot | None:
-        """The snapshot, or None when there is no file; raises CheckpointError when there is one that must not be used."""
-        if not self.path.exists():
-            return None
+        """The newest snapshot that is whole, or None when there is no file.
+
+        A damaged newest file is set aside as `<name>.damaged`, so that the next save leaves the whole one in place. Raises
+        CheckpointError when there are files and none can be used, or the newest whole one is another run's.
+        """
+        damage: DamagedCheckpoint | None = None
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                snapshot = self._read(path)
+            except DamagedCheckpoint as error:
+                damage = damage or error
+                continue
+            if damage is not None:
+                self.say(f"{damage.found}; training goes on from the one before it, {path.name}, which is whole.")
+                if self.writes:
+                    self.path.replace(self._damaged)
+            return snapshot
+        if damage is not None:
+            raise damage
+        return None
+
+    def _read(self, path: Path) -> Snapshot:
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 # Copies: a training run must not depend on how a file's bytes happen to be aligned.
                 tensors: Tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise self._refusal(f"cannot be read as safetensors ({error})") from error
-        self._check(metadata, tensors)
+            raise DamagedCheckpoint(path, f"cannot be read as safetensors ({error})") from error
+        self._check(path, metadata, tensors)
         records = json.loads(tensors.pop(RECORDS).numpy().tobytes())
         return Snapshot(tensors=tensors, state=json.loads(metadata["state"]), records=records)
 
     def remove(self) -> None:
         """Leave nothing behind; to be called when the run's outputs are in place."""
         if self.writes:
-            self.path.unlink(missing_ok=True)
-            self._temporary.unlink(missing_ok=True)
+            for path in (self.path, self.previous, self._damaged, self._temporary):
+                path.unlink(missing_ok=True)
+
+    @property
+    def previous(self) -> Path:
+        """Where the file before the newest is kept."""
+        return self.path.with_name(self.path.name + ".previous")
+
+    @property
+    def _damaged(self) -> Path:
+        return self.path.with_name(self.path.name + ".damaged")
 
     @property
     def _temporary(self) -> Path:
         # One fixed name, so that killed saves do not pile up.
         return self.path.with_name(self.path.name + ".tmp")
 
-    def _check(self, metadata: Mapping[str, str], tensors: Tensors) -> None:
+    def _check(self, path: Path, metadata: Mapping[str, str], tensors: Tensors) -> None:
+        found = _digest(metadata.get("key", ""), metadata.get("state", ""), tensors)
         if metadata.get("format") != FORMAT:
-            raise self._refusal(f"has the format {metadata.get('format')!r}, this version reads {FORMAT!r}")
-        if metadata.get("key") != self.key:
-            raise self._refusal(f"belongs to the run {metadata.get('key')!r}, this run's key (its params and inputs) is {self.key!r}")
-        found = _digest(metadata["key"], metadata.get("state", ""), tensors)
+            raise DamagedCheckpoint(path, f"has the format {metadata.get('format')!r}, this version reads {FORMAT!r}")
         if metadata.get("sha256") != found or RECORDS not in tensors:
-            raise self._refusal(f"was altered: its content has the sha256 {found}, saved was {metadata.get('sha256')}")
+            raise DamagedCheckpoint(path, f"was altered: its content has the sha256 {found}, saved was {metadata.get('sha256')}")
+        if metadata.get("key") != self.key:
+            raise CheckpointError(_refused(path, f"belongs to the run {metadata.get('key')!r}, this run's key (its params and inputs) is {self.key!r}"))
 
-    def _refusal(self, found: str) -> CheckpointError:
-        return CheckpointError(
-            f"The checkpoint {self.path} {found}, so training cannot go on from it. "
-            "Restore the file, or delete it to train from the first step."
-        )
+
+def _refused(path: Path, found: str) -> str:
+    return (
+        f"The checkpoint {path} {found}, so training cannot go on from it. Restore the file, or delete it to train from the first step."
+    )
 
 
 def optimiser_snapshot(optimiser: torch.optim.Optimizer) -> tuple[Tensors, State]:

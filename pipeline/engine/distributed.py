@@ -39,11 +39,11 @@ class Processes:
         """`learner` over all processes."""
         return learner if self.count == 1 else DistributedLearner(learner)
 
-    def checkpoint(self, *, path: Path, key: str, every: int) -> Checkpoint:
+    def checkpoint(self, *, path: Path, key: str, every: int, say: Callable[[str], None] = lambda message: None) -> Checkpoint:
         """A checkpoint that the first process writes, and reads for all: the others need not see its file system."""
         if self.count == 1:
-            return Checkpoint(path=path, key=key, every=every)
-        return SharedCheckpoint(path=path, key=key, every=every, writes=self.first)
+            return Checkpoint(path=path, key=key, every=every, say=say)
+        return SharedCheckpoint(path=path, key=key, every=every, writes=self.first, say=say)
 
     def stop(self, stop: Callable[[], bool]) -> Callable[[], bool]:
         """`stop` for all processes: true when it is true in any of them, since a signal may reach only one."""

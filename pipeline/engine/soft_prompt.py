@@ -140,6 +140,12 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
+def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """Hex sha256 of named tensors: of each name, shape and `tensor_sha256`, in the order of the names."""
+    lines = "".join(f"{name} {list(state[name].shape)} {tensor_sha256(state[name])}\n" for name in sorted(state))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _read_config(path: Path, base: BaseModel) -> dict[str, Any]:
     check_plain_file(path, LARGEST_CONFIG)
     try:

@@ -33,6 +33,7 @@ from pipeline.engine.hardware import deterministic_algorithms
 from pipeline.engine.learners import Learner
 from pipeline.engine.objectives import Result
 from pipeline.engine.optimisation import OptimiserSettings, learning_rate_at, make_optimiser, warmup_steps
+from pipeline.engine.soft_prompt import state_sha256
 from pipeline.errors import CheckpointError, TrainingError, TrainingInterrupted
 
 Record = dict[str, Any]
@@ -306,7 +307,9 @@ def evaluate(
         if trial.without_gain >= settings.early_stopping_patience:
             trial.active, trial.ended = False, f"no gain in {trial.without_gain} evaluations"
         evaluation = {"event": "evaluation", "trial": trial.index, "step": step}
-        records.append({**evaluation, **result.metrics, "loss": result.loss, "rows": result.rows, "best": improved})
+        # A loss can be the same to the last digit while the parameters are not: whoever repeats the run compares these hashes.
+        values = {"rows": result.rows, "best": improved, "values_sha256": state_sha256(trial.module.state_dict())}
+        records.append({**evaluation, **result.metrics, "loss": result.loss, **values})
         for problem in problems(
             losses=trial.losses,
             evaluations=trial.evaluations,

@@ -65,7 +65,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             validation=validation,
             settings=training_settings(tune),
             on_record=on_record,
-            checkpoint=processes.checkpoint(path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every),
+            checkpoint=processes.checkpoint(
+                path=outputs.scratch / f"{key[:16]}.safetensors", key=key, every=tune.checkpoint_every, say=progress.say
+            ),
             stop=processes.stop(stop),
         )
         if not processes.first:

@@ -196,6 +196,48 @@ def test_no_flipped_bit_goes_unnoticed(saved):
     assert saved.load() is not None
 
 
+def damaged(content: bytes, how: str) -> bytes:
+    if how == "truncated":
+        return content[: len(content) // 2]
+    if how == "empty":
+        return b""
+    altered = bytearray(content)
+    altered[-5] ^= 1
+    return bytes(altered)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "altered"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_it_and_ends_with_the_same_bits(tiny, tmp_path, uninterrupted, how):
+    said: list[str] = []
+    checkpoint = Checkpoint(path=tmp_path / "run.safetensors", key="k", every=4, say=said.append)
+    torch.manual_seed(0)
+    random.seed(0)
+    with pytest.raises(TrainingInterrupted):
+        run(tiny(), learner=noisy_learner(tiny()), checkpoint=checkpoint, stop=Stopper(14))
+    checkpoint.path.write_bytes(damaged(checkpoint.path.read_bytes(), how))
+    assert checkpoint.load().state["step"] == 12  # saved at 4, 8, 12 and, when it was stopped, at 14
+    assert len(said) == 1
+    assert "run.safetensors" in said[0]
+    assert "goes on from the one before it" in said[0]
+    records: list[dict] = []
+    result = run(tiny(), learner=noisy_learner(tiny()), checkpoint=checkpoint, on_record=records.append)
+    assert fingerprint(result, records) == uninterrupted
+    checkpoint.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_between_the_two_renames_leaves_the_one_before_and_two_damaged_ones_are_an_error(saved):
+    saved.save(Snapshot(tensors={}, state={"step": 6}, records=[]))
+    assert saved.load().state["step"] == 6
+    newest = saved.path.read_bytes()
+    saved.path.unlink()
+    assert saved.load().state["step"] == 3
+    saved.path.write_bytes(damaged(newest, "altered"))
+    saved.previous.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"run\.safetensors cannot be read.*delete it to train from the first step"):
+        saved.load()
+
+
 def test_a_pickle_is_refused(saved):
     torch.save({"state": 1}, saved.path)
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):

@@ -1,13 +1,19 @@
-"""A process with all its descendants: started in a session of its own, so that the whole group can be ended at once."""
+"""A process with all its descendants: started in a session of its own, so that the whole group can be ended at once.
+
+A watcher (`watcher.py`) ends the group when this process is killed and cannot.
+"""
 
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from flows import watcher
 
 GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -19,21 +25,42 @@ def process_group(
 ) -> Generator[subprocess.Popen[bytes]]:
     """Start `command` (in this process's environment, or `environment`) as the leader of a new session; on leaving the block, however it is left, nothing of its group lives.
 
-    A descendant that starts a session of its own escapes.
+    When this process is killed inside the block, a watcher ends the group within some seconds. A descendant that starts a session of its own escapes.
     """
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=None if environment is None else dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        end_group(process)
+    with _watcher() as announce:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=None if environment is None else dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        announce(process.pid)
+        try:
+            yield process
+        finally:
+            end_group(process)
+
+
+@contextmanager
+def _watcher() -> Generator[Callable[[int], object]]:
+    """Start the process that will end a group if this process dies inside the block; yield the function that tells it which."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as pipe:
+        try:
+            command = [sys.executable, "-I", "-S", watcher.__file__]
+            guard = subprocess.Popen(command, stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        finally:
+            os.close(reading)
+        try:
+            yield lambda group: pipe.write(b"%d\n" % group)
+        finally:
+            with suppress(BrokenPipeError):  # somebody killed the watcher
+                pipe.write(b"\nx")  # the group is gone, and its number may soon be somebody else's
+            pipe.close()
+            guard.wait()
 
 
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:

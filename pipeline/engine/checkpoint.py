@@ -147,13 +147,13 @@ class Checkpoint:
         if metadata.get("sha256") != found or RECORDS not in tensors:
             raise DamagedCheckpoint(path, f"was altered: its content has the sha256 {found}, saved was {metadata.get('sha256')}")
         if metadata.get("key") != self.key:
-            raise CheckpointError(_refused(path, f"belongs to the run {metadata.get('key')!r}, this run's key (its params and inputs) is {self.key!r}"))
+            raise CheckpointError(
+                _refused(path, f"belongs to the run {metadata.get('key')!r}, this run's key (its params and inputs) is {self.key!r}")
+            )
 
 
 def _refused(path: Path, found: str) -> str:
-    return (
-        f"The checkpoint {path} {found}, so training cannot go on from it. Restore the file, or delete it to train from the first step."
-    )
+    return f"The checkpoint {path} {found}, so training cannot go on from it. Restore the file, or delete it to train from the first step."
 
 
 def optimiser_snapshot(optimiser: torch.optim.Optimizer) -> tuple[Tensors, State]:

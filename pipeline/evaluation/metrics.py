@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
+from pipeline.evaluation.averages import averaged, class_rows
+from pipeline.evaluation.calibration import calibration
 from pipeline.evaluation.intervals import (
     Estimate,
     Floats,
@@ -31,7 +33,8 @@ from pipeline.evaluation.predictions import TUNED, Predictions, Scored
 
 METHOD = (
     "accuracy, precision, recall: Wilson score interval; per-class F1: from a Wilson interval of hits among rows so labelled or predicted; "
-    "macro F1, log loss and paired differences: percentile bootstrap over test rows"
+    "averages over labels, MCC, log loss, Brier score and paired differences: percentile bootstrap over test rows; "
+    "calibration error: the same, moved to have its mean at the value; its null band: simulated answers that are right as often as stated"
 )
 
 
@@ -54,13 +57,20 @@ def evaluate(predictions: Predictions, *, confidence_level: float, replicates: i
 
 
 def describe(predictions: Predictions, scored: Scored, *, confidence_level: float, replicates: int, seed: int) -> dict[str, Any]:
-    """All metrics of one variant. Accuracy and F1 lie in [0, 1], ideal 1; log loss is in nats, at least 0, ideal 0."""
+    """All metrics of one variant. Accuracy and F1 lie in [0, 1], ideal 1; log loss is in nats, at least 0, ideal 0.
+
+    averages.py and calibration.py define the others.
+    """
+    settings: dict[str, Any] = {"confidence_level": confidence_level, "replicates": replicates, "seed": seed}
     labels, actual, predicted = predictions.labels, predictions.actual, scored.predicted
+    averages = averaged(actual, predicted, labels, **settings)
     confusion = confusion_matrix(actual, predicted, labels=range(len(labels))).astype(np.int64)
     return {
         "accuracy": accuracy(actual, predicted, confidence_level),
-        "macro_f1": macro_f1(actual, predicted, labels, confidence_level=confidence_level, replicates=replicates, seed=seed),
-        "log_loss": mean_log_loss(actual, scored.probabilities, confidence_level=confidence_level, replicates=replicates, seed=seed),
+        "macro_f1": averages.pop("macro_f1"),
+        "log_loss": mean_log_loss(actual, scored.probabilities, **settings),
+        **averages,
+        **calibration(actual, predicted, scored.probabilities, **settings),
         "per_class": per_class(actual, predicted, labels, confidence_level),
         "confusion_matrix": confusion.tolist(),
         "predicted": dict(zip(labels, confusion.sum(axis=0).tolist(), strict=True)),
@@ -96,15 +106,8 @@ def per_class(actual: Integers, predicted: Integers, labels: tuple[str, ...], co
 def macro_f1(
     actual: Integers, predicted: Integers, labels: tuple[str, ...], *, confidence_level: float, replicates: int, seed: int
 ) -> Estimate:
-    """Unweighted mean of the labels' F1, in [0, 1], ideal 1; undefined when a label has no row."""
-    absent = _absent(actual, labels)
-    if absent:
-        return no_estimate(len(actual), absent)
-    sums = resampled_sums(_class_rows(actual, predicted, len(labels)), replicates, seed)
-    interval = percentile_interval(_macro_f1(*_thirds(sums)), confidence_level)
-    if interval[0] == interval[1]:
-        interval = _mean_f1_interval(actual, predicted, len(labels), confidence_level)
-    return estimate(float(_class_f1(actual, predicted, len(labels)).mean()), interval, len(actual))
+    """Unweighted mean of the labels' F1, in [0, 1], ideal 1; undefined when a label has no row (see averages.py)."""
+    return averaged(actual, predicted, labels, confidence_level=confidence_level, replicates=replicates, seed=seed)["macro_f1"]
 
 
 def mean_log_loss(actual: Integers, probabilities: Floats, *, confidence_level: float, replicates: int, seed: int) -> Estimate:
@@ -119,7 +122,7 @@ def mean_log_loss(actual: Integers, probabilities: Floats, *, confidence_level: 
 def compare(predictions: Predictions, baseline: Scored, *, confidence_level: float, replicates: int, seed: int) -> dict[str, Estimate]:
     """Accuracy and macro F1 of the tuned prompt minus those of `baseline`, in [-1, 1], resampled as pairs of answers to one row."""
     actual, tuned, labels = predictions.actual, predictions.tuned.predicted, predictions.labels
-    both = np.concatenate([_class_rows(actual, tuned, len(labels)), _class_rows(actual, baseline.predicted, len(labels))], axis=1)
+    both = np.concatenate([class_rows(actual, tuned, len(labels)), class_rows(actual, baseline.predicted, len(labels))], axis=1)
     resampled = np.concatenate([both.sum(axis=0, keepdims=True), resampled_sums(both, replicates, seed)])  # row 0: the rows as they are
     ours, theirs = (_thirds(half) for half in np.split(resampled, 2, axis=1))
     accuracies = (ours[0].sum(axis=1) - theirs[0].sum(axis=1)) / len(actual)
@@ -147,12 +150,6 @@ def _absent(actual: Integers, labels: tuple[str, ...]) -> str:
     return f"no row has label {', '.join(repr(label) for label in missing)}" if missing else ""
 
 
-def _class_rows(actual: Integers, predicted: Integers, classes: int) -> Integers:
-    """[N, 3K]: for each row and class whether it is a hit, whether it has the label, whether it is given the label."""
-    has, given = (values[:, None] == np.arange(classes) for values in (actual, predicted))
-    return np.concatenate([has & given, has, given], axis=1).astype(np.int64)
-
-
 def _thirds(sums: Integers) -> tuple[Integers, Integers, Integers]:
     hits, has, given = np.split(sums, 3, axis=1)
     return hits, has, given
@@ -161,12 +158,3 @@ def _thirds(sums: Integers) -> tuple[Integers, Integers, Integers]:
 def _macro_f1(hits: Integers, has: Integers, given: Integers) -> Floats:
     """Macro F1 [R] of class counts [R, K]; a class without rows and predictions counts as 0."""
     return (2 * hits / np.maximum(has + given, 1)).mean(axis=1)
-
-
-def _mean_f1_interval(actual: Integers, predicted: Integers, classes: int, confidence_level: float) -> tuple[float, float]:
-    ends: list[tuple[float, float]] = []
-    for index in range(classes):
-        has, given = actual == index, predicted == index
-        ends.append(f1_interval(int((has & given).sum()), int((has | given).sum()), confidence_level))
-    low, high = np.mean(ends, axis=0)
-    return float(low), float(high)

@@ -7,10 +7,12 @@ from pydantic import AfterValidator, Field
 
 from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section
 
+AVERAGES = tuple(f"{average}_{name}" for average in ("macro", "weighted") for name in ("f1", "precision", "recall"))
+
 
 def gate_metrics(labels: Iterable[str]) -> list[str]:
-    """The metrics a minimum can be set on (more is better): accuracy, macro_f1, per_class.<label>.precision, .recall and .f1."""
-    return ["accuracy", "macro_f1", *(f"per_class.{label}.{name}" for label in labels for name in ("precision", "recall", "f1"))]
+    """The metrics a minimum can be set on (more is better): accuracy, the averages such as macro_f1, per_class.<label>.precision, .recall and .f1."""
+    return ["accuracy", *AVERAGES, *(f"per_class.{label}.{name}" for label in labels for name in ("precision", "recall", "f1"))]
 
 
 class ValueThreshold(Section):

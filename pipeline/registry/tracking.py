@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import RegistryError, StageInputError
+from pipeline.evaluation.figures import flat_estimates
 from pipeline.layout import PARAMS_FILE, STAGES, Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.params import TaskParams
@@ -174,14 +175,13 @@ def metric_figures(metrics: Mapping[str, Any], fairness: Mapping[str, Any]) -> d
     """
     figures: dict[str, float] = {}
     for variant, record in metrics["variants"].items():
-        for name in ("accuracy", "macro_f1", "log_loss"):
-            _add_estimate(figures, f"{segment(variant)}/{name}", record.get(name))
-        for label, per_class in record.get("per_class", {}).items():
-            for name in ("precision", "recall", "f1"):
-                _add_estimate(figures, f"{segment(variant)}/{segment(label)}/{name}", per_class.get(name))
+        for keys, figure in flat_estimates(record):
+            # A label's figures stand beside those of the whole, in a folder of the label's name.
+            named = [segment(key) for key in (keys[1:] if keys[0] == "per_class" else keys)]
+            _add_estimate(figures, "/".join([segment(variant), *named]), figure)
     for comparison, record in metrics.get("comparisons", {}).items():
-        for name in ("accuracy", "macro_f1"):
-            _add_estimate(figures, f"{segment(comparison)}/{name}", record.get(name))
+        for keys, figure in flat_estimates(record):
+            _add_estimate(figures, "/".join(map(segment, (comparison, *keys))), figure)
     for attribute, record in fairness.get("attributes", {}).items():
         for group, figure in record["groups"].items():
             _add_estimate(figures, f"fairness/{segment(attribute)}/{segment(group)}/accuracy", figure.get("accuracy"))

@@ -5,11 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.figures import flat_estimates
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import replacing_folder, write_json
+
+REPORT_COLUMNS = ("variant", "label", "precision", "recall", "f1", "support")
+RELIABILITY_COLUMNS = ("variant", "confidence", "accuracy", "null_low", "null_high", "n")
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
@@ -21,10 +25,12 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         replicates=params.evaluate.bootstrap_replicates,
         seed=params.evaluate.seed,
     )
-    report = {"task": outputs.metrics.parent.name, **figures}
+    report = {"task": outputs.metrics.parent.name, "kind": "classification", **figures}
     with replacing_folder(outputs.plots) as folder:
         _write_csv(folder / "confusion_matrix.csv", ("actual", "predicted"), _answers(predictions))
         _write_csv(folder / "metrics_by_variant.csv", ("variant", "metric", "value", "low", "high", "n"), _figures(report))
+        _write_csv(folder / "classification_report.csv", REPORT_COLUMNS, _classification_report(predictions))
+        _write_csv(folder / "reliability.csv", RELIABILITY_COLUMNS, _reliability(report))
     write_json(outputs.metrics, report)
     return report
 
@@ -37,11 +43,30 @@ def _answers(predictions: Predictions) -> Iterator[Sequence[str]]:
 def _figures(report: dict[str, Any]) -> Iterator[Sequence[Any]]:
     """One line per variant and metric; an undefined figure has empty cells."""
     for variant, metrics in report["variants"].items():
-        estimates = {name: metrics[name] for name in ("accuracy", "macro_f1", "log_loss")}
-        for label, figures in metrics["per_class"].items():
-            estimates |= {f"per_class.{label}.{name}": figures[name] for name in ("precision", "recall", "f1")}
-        for name, figure in estimates.items():
-            yield variant, name, figure["value"], figure["low"], figure["high"], figure["n"]
+        for keys, figure in flat_estimates(metrics):
+            yield variant, ".".join(keys), figure["value"], figure["low"], figure["high"], figure["n"]
+
+
+def _classification_report(predictions: Predictions) -> Iterator[Sequence[Any]]:
+    """scikit-learn's report of each variant, a line per label and average; a label that is never predicted has precision 0 in it."""
+    from sklearn.metrics import classification_report
+
+    options: dict[str, Any] = {"output_dict": True, "zero_division": 0}  # scikit-learn's own annotations forbid both
+    for variant, scored in predictions.variants.items():
+        labels = predictions.labels
+        report: Any = classification_report(
+            predictions.actual, scored.predicted, labels=range(len(labels)), target_names=list(labels), **options
+        )
+        for name, figures in report.items():
+            if name != "accuracy":  # a single number, which metrics_by_variant.csv has
+                yield variant, name, figures["precision"], figures["recall"], figures["f1-score"], int(figures["support"])
+
+
+def _reliability(report: dict[str, Any]) -> Iterator[Sequence[Any]]:
+    """One line per variant and bin of confidence."""
+    for variant, metrics in report["variants"].items():
+        for item in metrics["reliability"]:
+            yield variant, item["confidence"], item["accuracy"]["value"], item["null_low"], item["null_high"], item["accuracy"]["n"]
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

@@ -35,12 +35,14 @@ def test_outputs_are_the_documented_files_and_nothing_else(frame: pd.DataFrame, 
         "data/predictions/tweet_sentiment.parquet",
         "data/predictions/tweet_sentiment.parquet.sha256",
         "reports/tweet_sentiment/metrics.json",
+        "reports/tweet_sentiment/plots/classification_report.csv",
         "reports/tweet_sentiment/plots/confusion_matrix.csv",
         "reports/tweet_sentiment/plots/metrics_by_variant.csv",
+        "reports/tweet_sentiment/plots/reliability.csv",
     ]
     stored = json.loads((tmp_path / "reports/tweet_sentiment/metrics.json").read_text())
     assert stored == report
-    assert list(stored) == ["task", "n", "labels", "confidence_level", "replicates", "method", "variants", "comparisons"]
+    assert list(stored) == ["task", "kind", "n", "labels", "confidence_level", "replicates", "method", "variants", "comparisons"]
     assert stored["task"] == "tweet_sentiment"
 
 
@@ -52,10 +54,18 @@ def test_plot_tables_repeat_the_record(frame: pd.DataFrame, tmp_path: Path, run:
     assert counts.to_numpy().tolist() == report["variants"]["tuned"]["confusion_matrix"]
     with (folder / "metrics_by_variant.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert len(lines) == 3 * (3 + 3 * 3)
+    # accuracy, log loss, MCC, six averages, Brier score, three figures of the calibration error, three coverages; three per label
+    assert len(lines) == 3 * (16 + 3 * 3)
     found = {(line["variant"], line["metric"]): line for line in lines}
     assert float(found["tuned", "macro_f1"]["low"]) == report["variants"]["tuned"]["macro_f1"]["low"]
     assert found["majority_class", "per_class.positive.precision"]["value"] == ""
+    assert float(found["tuned", "selective_accuracy.0.5"]["n"]) == 150
+    summary = pd.read_csv(folder / "classification_report.csv").set_index(["variant", "label"])
+    assert list(summary.loc["tuned"].index) == [*LABELS, "macro avg", "weighted avg"]
+    assert summary.loc[("tuned", "macro avg"), "f1"] == pytest.approx(report["variants"]["tuned"]["macro_f1"]["value"])
+    assert summary.loc[("hard_prompt", "neutral"), "support"] == report["variants"]["tuned"]["per_class"]["neutral"]["support"]
+    reliability = pd.read_csv(folder / "reliability.csv")
+    assert reliability.groupby("variant")["n"].sum().to_dict() == dict.fromkeys(report["variants"], 300)
 
 
 def test_two_runs_write_the_same_bytes(frame: pd.DataFrame, tmp_path: Path, run: Callable[..., object]) -> None:

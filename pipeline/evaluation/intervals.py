@@ -8,8 +8,7 @@ The rest is resampled over rows.
 An *estimate* is a dict with `value`, `low`, `high` and `n`, as docs/stage-files.md defines it.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator
 from math import hypot, inf, sqrt
 from statistics import NormalDist
 from typing import Any
@@ -40,8 +39,11 @@ def no_estimate(n: int, why: str) -> Estimate:
     return {"value": None, "low": None, "high": None, "n": int(n), "why": why}
 
 
-def wilson(successes: int, n: int, confidence_level: float) -> tuple[float, float]:
-    """Wilson score interval of a proportion, within [0, 1]; raises ValueError unless 0 <= successes <= n and n >= 1."""
+def wilson(successes: float, n: float, confidence_level: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion, within [0, 1]; raises ValueError unless 0 <= successes <= n and n >= 1.
+
+    Both are counts; planning with more rows of the same share makes fractions of them.
+    """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"a proportion needs 0 <= successes <= n and n >= 1; found {successes} of {n}")
     z = _normal_quantile(confidence_level)
@@ -60,7 +62,7 @@ def proportion(successes: int, n: int, confidence_level: float, why: str) -> Est
     return estimate(successes / n, wilson(successes, n, confidence_level), n)
 
 
-def f1_interval(hits: int, union: int, confidence_level: float) -> tuple[float, float]:
+def f1_interval(hits: float, union: float, confidence_level: float) -> tuple[float, float]:
     """Interval of one class's F1 from `hits` correct rows among `union` rows that have the class or are predicted as it.
 
     F1 = 2J / (1 + J) rises with J = hits / union, which is a proportion, so the Wilson ends of J map to those of F1.
@@ -98,29 +100,6 @@ def ratio_interval(first: Ends, second: Ends) -> tuple[float, float]:
     low = low_c / low_root if low_c > 0 else 0.0
     high = (product + high_root) / high_a if high_a > 0 else inf
     return low, high
-
-
-def largest_difference(groups: Mapping[str, tuple[int, int]], confidence_level: float) -> Estimate:
-    """The largest absolute difference of shares between two of the groups (name -> (successes, n)), in [0, 1]; ideal 0.
-
-    Every pair gets a Newcombe interval at level 1 - alpha / pairs (Bonferroni), so that all of them hold together; the
-    largest upper and the largest lower end of |difference| then bound the largest true difference, whichever pair has it.
-    `between` names the pair with the largest point value, the higher share first. Raises ValueError for fewer than two groups.
-    """
-    pairs = list(combinations(groups, 2))
-    if not pairs:
-        raise ValueError(f"a difference needs two groups; found {sorted(groups)}")
-    level = 1 - (1 - confidence_level) / len(pairs)
-    value, low, high, between = -1.0, 0.0, 0.0, pairs[0]
-    for pair in pairs:
-        first, second = sorted(pair, key=lambda name: -groups[name][0] / groups[name][1])
-        ends = newcombe(groups[first], groups[second], level)
-        difference = groups[first][0] / groups[first][1] - groups[second][0] / groups[second][1]
-        if difference > value:
-            value, between = difference, (first, second)
-        # Ordered by share, the difference is never negative, so its lower end alone can cross 0.
-        low, high = max(low, ends[0]), max(high, ends[1], -ends[0])
-    return {**estimate(value, (low, high), sum(n for _, n in groups.values())), "between": list(between)}
 
 
 def resampled_sums(rows: Integers, replicates: int, seed: int) -> Integers:

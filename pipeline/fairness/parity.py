@@ -20,7 +20,7 @@ their intervals too wide rather than too narrow.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -34,8 +34,8 @@ GroupRecord = Mapping[str, Any]
 class Rate:
     """`successes` of `n` rows as a share J; `f1` means 2J / (1 + J), `gap` means `mean_confidence` - J."""
 
-    successes: int
-    n: int
+    successes: float
+    n: float
     form: Literal["share", "f1", "gap"] = "share"
     mean_confidence: float = 0.0
 
@@ -48,6 +48,10 @@ class Rate:
         if self.form == "gap":
             return self.mean_confidence - share, self.mean_confidence - high, self.mean_confidence - low
         return share, low, high
+
+    def times(self, factor: float) -> "Rate":
+        """The same share among `factor` times as many rows."""
+        return replace(self, successes=self.successes * factor, n=self.n * factor)
 
 
 @dataclass(frozen=True)
@@ -156,4 +160,4 @@ def _ordered_pairs(
 
 
 def _rows(groups: Mapping[str, Sequence[Rate]]) -> int:
-    return sum(rate.n for rates in groups.values() for rate in rates)
+    return round(sum(rate.n for rates in groups.values() for rate in rates))

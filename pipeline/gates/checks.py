@@ -15,7 +15,8 @@ class Check(TypedDict):
     """One check as it stands in the gate record; `value`, `low`, `high` and `n` are null where there is no such figure.
 
     `denominator` says in words which rows `n` counts, `method` how the interval or p value was made; both are null where the
-    record of the figure is the only one to know.
+    record of the figure is the only one to know. `more_rows`: about how many more rows would decide a check that has too few, if
+    the rates stay as they are; null where nobody can say.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Check(TypedDict):
     method: str | None
     rule: str
     sentence: str
+    more_rows: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Finding:
     figure: Figure | None = None
     value: float | None = None
     n: int | None = None
+    more_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ class Planned:
 class NoFigure(Exception):
     """A figure cannot be judged; carries the finding to report instead."""
 
-    def __init__(self, verdict: Verdict, sentence: str, n: int | None = None) -> None:
+    def __init__(self, verdict: Verdict, sentence: str, n: int | None = None, more_rows: int | None = None) -> None:
         super().__init__(sentence)
-        self.finding = Finding(verdict, sentence, n=n)
+        self.finding = Finding(verdict, sentence, n=n, more_rows=more_rows)
 
 
 def judged(planned: Iterable[Planned]) -> list[Check]:
@@ -125,4 +128,5 @@ def _judged(planned: Planned) -> Check:
         method=planned.method,
         rule=planned.rule,
         sentence=finding.sentence,
+        more_rows=finding.more_rows,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section
 
@@ -38,21 +38,68 @@ def _distinct_groups(groups: list[str]) -> list[str]:
 
 
 class GroupThreshold(Section):
-    """A floor on one metric for each listed group of one attribute, judged by the lower end of its interval."""
+    """A floor on one metric for each listed group of one attribute, judged by the lower end of its interval.
+
+    recall, precision and f1 are those of one `label`.
+    """
 
     attribute: str
-    metric: Literal["accuracy"]
+    metric: Literal["accuracy", "macro_f1", "recall", "precision", "f1"]
+    label: str | None = None
     groups: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct_groups)]
     minimum: Fraction
 
+    @model_validator(mode="after")
+    def _label_fits(self) -> "GroupThreshold":
+        if (self.metric in ("recall", "precision", "f1")) != (self.label is not None):
+            raise ValueError(f"metric {self.metric} and label {self.label!r} do not go together: recall, precision and f1 take a label")
+        return self
+
 
 class DifferenceThreshold(Section):
-    """A limit on the largest difference of a metric between two of the listed groups, judged by the interval's upper end."""
+    """A limit on how much a metric differs between two of the listed groups, for each of the `labels` (none listed: every label).
+
+    A largest difference is within `maximum`, judged by the interval's upper end; the ratio is at least `minimum`, judged by the lower.
+    """
 
     attribute: str
-    metric: Literal["accuracy"]
+    metric: Literal[
+        "accuracy",
+        "demographic_parity_difference",
+        "demographic_parity_ratio",
+        "equal_opportunity_difference",
+        "false_positive_rate_difference",
+        "equalized_odds_difference",
+        "precision_difference",
+        "f1_difference",
+        "calibration_gap_difference",
+    ]
+    labels: list[str] = Field(default_factory=list[str])
     groups: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct_groups)]
-    maximum: Fraction
+    maximum: Fraction | None = None
+    minimum: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _limit_fits(self) -> "DifferenceThreshold":
+        wanted = ("minimum", "maximum") if self.ratio else ("maximum", "minimum")
+        if getattr(self, wanted[0]) is None or getattr(self, wanted[1]) is not None:
+            raise ValueError(f"{self.metric} takes a `{wanted[0]}` and no `{wanted[1]}`")
+        if self.labels and self.metric in ("accuracy", "calibration_gap_difference"):
+            raise ValueError(f"{self.metric} is of all rows and takes no labels, found {self.labels}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"a label is listed twice: {self.labels}")
+        return self
+
+    @property
+    def ratio(self) -> bool:
+        """Whether more is better."""
+        return self.metric == "demographic_parity_ratio"
+
+    @property
+    def limit(self) -> float:
+        """The limit, whichever side it is on."""
+        limit = self.minimum if self.ratio else self.maximum
+        return 0.0 if limit is None else limit
 
 
 class DegeneracyThreshold(Section):

@@ -115,6 +115,10 @@ def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
             if unknown:
                 where = f"assess_fairness.groups.{threshold.attribute}"
                 yield f"gate.{kind}.{index}", f"names the groups {unknown} of {threshold.attribute!r}, {where} defines {known}"
+            labels = threshold.labels if isinstance(threshold, DifferenceThreshold) else [threshold.label] if threshold.label else []
+            strange = [label for label in labels if label not in params.prompt.labels]
+            if strange:
+                yield f"gate.{kind}.{index}", f"names the labels {strange}, prompt.verbalizers defines {list(params.prompt.labels)}"
 
 
 SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())

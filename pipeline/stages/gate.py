@@ -22,7 +22,8 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             f"{inputs.metrics} has n {metrics.get('n')!r}, {inputs.fairness} has n {fairness.get('n')!r}: they are of different "
             "predictions. Run the stages evaluate and assess_fairness again: `dvc repro`."
         )
-    checks = metrics_checks(params.gate, params.prompt.labels, metrics) + fairness_checks(params.gate, fairness)
+    checks = metrics_checks(params.gate, params.prompt.labels, metrics)
+    checks += fairness_checks(params.gate, params.assess_fairness, params.prompt.labels, fairness)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     decision, reasons = decide(checks)
     report = {

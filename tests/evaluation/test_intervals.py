@@ -1,7 +1,5 @@
 import sys
 import time
-from itertools import combinations
-from math import sqrt
 
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ from scipy.stats import beta, binom, binomtest
 
 from pipeline.evaluation.intervals import (
     f1_interval,
-    largest_difference,
     newcombe,
     no_estimate,
     percentile_interval,
@@ -57,54 +54,6 @@ def test_newcombe_agrees_with_the_published_examples() -> None:
     assert newcombe((9, 10), (3, 10), 0.95) == pytest.approx((0.1705, 0.8090), abs=5e-5)
     assert newcombe((10, 10), (0, 20), 0.95) == pytest.approx((0.6791, 1.0), abs=5e-5)
     assert newcombe((0, 10), (0, 20), 0.95) == pytest.approx((-0.1611, 0.2775), abs=5e-5)
-
-
-def test_largest_difference_of_two_groups_is_the_newcombe_interval() -> None:
-    found = largest_difference({"low": (48, 80), "high": (56, 70)}, 0.95)
-    assert found["between"] == ["high", "low"]
-    assert found["value"] == pytest.approx(56 / 70 - 48 / 80)
-    assert (found["low"], found["high"]) == pytest.approx(newcombe((56, 70), (48, 80), 0.95))
-    assert found["n"] == 150
-
-
-def test_largest_difference_bounds_every_pair_at_the_corrected_level() -> None:
-    groups = {"a": (60, 100), "b": (75, 110), "c": (30, 60), "d": (150, 200)}
-    found = largest_difference(groups, 0.95)
-    ends = [newcombe(groups[first], groups[second], 1 - 0.05 / 6) for first, second in combinations(groups, 2)]
-    assert found["high"] == pytest.approx(max(max(abs(low), abs(high)) for low, high in ends))
-    assert found["low"] == pytest.approx(max(max(low, -high, 0.0) for low, high in ends))
-    assert found["value"] == pytest.approx(0.75 - 0.5)
-    assert found["between"] == ["d", "c"]
-
-
-def test_equal_groups_have_a_difference_of_0_that_may_still_be_large() -> None:
-    found = largest_difference({"a": (10, 20), "b": (10, 20)}, 0.95)
-    assert found["value"] == 0.0
-    assert found["low"] == 0.0
-    assert found["high"] > 0.25
-
-
-def test_the_order_of_equal_groups_does_not_change_the_bound() -> None:
-    """Newcombe's interval of 0/20 minus 0/10 reaches further below 0 than above it."""
-    for groups in ({"a": (0, 20), "b": (0, 10)}, {"b": (0, 10), "a": (0, 20)}):
-        assert largest_difference(groups, 0.95)["high"] == pytest.approx(0.2775, abs=5e-5)
-
-
-def test_a_single_group_has_no_difference() -> None:
-    with pytest.raises(ValueError, match="'only'"):
-        largest_difference({"only": (1, 2)}, 0.95)
-
-
-def test_largest_difference_covers_the_true_one() -> None:
-    """Simulation: five groups of the demo's sizes; the interval of the maximum holds the true maximum at least as often as stated."""
-    generator = np.random.default_rng(5)
-    sizes, shares = (170, 128, 122, 108, 99), (0.7, 0.62, 0.66, 0.58, 0.66)
-    covered = 0
-    for _ in range(400):
-        groups = {str(i): (int(generator.binomial(n, p)), n) for i, (n, p) in enumerate(zip(sizes, shares, strict=True))}
-        found = largest_difference(groups, 0.95)
-        covered += found["low"] <= 0.12 <= found["high"]
-    assert covered / 400 > 0.95 - 3 * sqrt(0.95 * 0.05 / 400)
 
 
 def test_f1_interval_maps_the_wilson_ends() -> None:

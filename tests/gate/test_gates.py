@@ -2,21 +2,22 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from pipeline.evaluation.intervals import estimate, largest_difference, newcombe, no_estimate, proportion, wilson
+from pipeline.evaluation.intervals import estimate, newcombe, no_estimate, proportion, wilson
 from pipeline.gates.checks import Check, Verdict
 from pipeline.gates.decision import decide
 from pipeline.gates.fairness_checks import fairness_checks
 from pipeline.gates.metrics_checks import metrics_checks
-from pipeline.params import GateParams
+from pipeline.params import AssessFairnessParams, GateParams
 
 LABELS = ("negative", "neutral", "positive")
 VERDICTS = get_args(Verdict)
+ASSESSED = AssessFairnessParams(groups={}, columns={}, intersections=[], minimum_denominator=50, confidence_level=0.95)
 
 
 def gate(**changes: object) -> GateParams:
@@ -50,7 +51,12 @@ def good_metrics() -> dict[str, Any]:
 
 
 def group(successes: int, n: int) -> dict[str, Any]:
-    return {"n": n, "accuracy": proportion(successes, n, 0.95, "no rows"), "sufficient": n >= 50}
+    return {
+        "n": n,
+        "accuracy": proportion(successes, n, 0.95, "no rows"),
+        "predicted": {"negative": n - n // 2, "neutral": n // 2, "positive": 0},
+        "sufficient": n >= 50,
+    }
 
 
 def good_fairness() -> dict[str, Any]:
@@ -61,7 +67,7 @@ def good_fairness() -> dict[str, Any]:
 def checks_of(rule: GateParams | None = None, metrics: object = None, fairness: object = None) -> list[Check]:
     rule = rule or gate()
     checks = metrics_checks(rule, LABELS, good_metrics() if metrics is None else metrics)
-    checks += fairness_checks(rule, good_fairness() if fairness is None else fairness)
+    checks += fairness_checks(rule, ASSESSED, LABELS, good_fairness() if fairness is None else fairness)
     json.dumps(checks, allow_nan=False)
     return checks
 
@@ -93,7 +99,20 @@ def test_a_good_prompt_passes_every_check() -> None:
     }
     assert decide(checks) == ("promote", [])
     for check in checks:
-        assert list(check) == ["name", "verdict", "value", "low", "high", "n", "denominator", "limit", "method", "rule", "sentence"]
+        assert list(check) == [
+            "name",
+            "verdict",
+            "value",
+            "low",
+            "high",
+            "n",
+            "denominator",
+            "limit",
+            "method",
+            "rule",
+            "sentence",
+            "more_rows",
+        ]
         assert check["sentence"].endswith(".")
         assert "\n" not in check["sentence"]
 
@@ -204,7 +223,8 @@ def test_a_difference_of_three_groups_is_corrected_for_three_pairs() -> None:
     fairness["attributes"]["airline"]["groups"] |= {"a": group(80, 100)}
     limit = {"attribute": "airline", "metric": "accuracy", "groups": ["united", "jetblue", "a"], "maximum": 0.4}
     check = only("difference_thresholds", limit, fairness=fairness)
-    assert check["high"] == largest_difference({"united": (112, 170), "jetblue": (63, 100), "a": (80, 100)}, 0.95)["high"]
+    ends = [newcombe(*pair, 1 - 0.05 / 3) for pair in combinations([(112, 170), (63, 100), (80, 100)], 2)]
+    assert check["high"] == pytest.approx(max(abs(end) for pair in ends for end in pair))
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("virginamerica", "INSUFFICIENT"), ("delta", "MISSING"), ("lufthansa", "MISSING")])

@@ -167,7 +167,7 @@ def _difference(planned: _Planned, params: AssessFairnessParams, number: int) ->
     if len(rates) < 2:
         what = "rows" if planned.label is None else f"rows that {' and '.join(planned.kind.rates)} of label {planned.label!r} can rest on"
         why = f"{len(rates)} group(s) have at least {params.minimum_denominator} {what}; a difference needs two"
-        figure = {**no_estimate(sum(rate.n for group in rates.values() for rate in group), why), "between": None}
+        figure = {**no_estimate(round(sum(rate.n for group in rates.values() for rate in group)), why), "between": None}
     else:
         figure = compare(planned.kind, rates, params.confidence_level, number)
     return {**figure, "compared": list(rates), "left_out": list(planned.left_out)}

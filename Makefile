@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TASK ?= tweet_sentiment
 
-.PHONY: run test check format test-slow e2e ui clean
+.PHONY: run test check format test-slow test-faults e2e ui clean
 
 run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the registry
 	@$(BIN)/promptmill run $(TASK)
 
 test: $(INSTALLED)  ## the default test tier: offline, under 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not e2e" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not e2e and not faults" --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -25,6 +25,9 @@ format: $(INSTALLED)
 
 test-slow: $(INSTALLED)  ## minutes: real tuning runs
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(INSTALLED)  ## half an hour: flipped bits, killed processes and servers; docs/reliability.md has the counts
+	$(BIN)/python -m pytest -m faults
 
 e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 	$(BIN)/python -m pytest -m e2e

@@ -51,6 +51,9 @@ class Stage:
     outputs: tuple[str, ...]
 
 
+# Sections of params.yaml that no stage depends on: what the flows do with a version.
+FLOW_SECTIONS = ("promotion",)
+
 STAGES: tuple[Stage, ...] = (
     Stage("ingest", ("ingest",), (), ("raw", "ingest_report")),
     Stage(

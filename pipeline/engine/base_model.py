@@ -110,13 +110,15 @@ class BaseModel:
         return int(of_config)
 
     def identity(self) -> dict[str, Any]:
-        """What the manifest of a tuned prompt records about its base model."""
+        """What the manifest of a tuned prompt records about its base model; `chat_template_sha256` is null where the tokenizer has none."""
+        chat: Any = getattr(self.tokenizer, "chat_template", None)
         return {
             "id": self.source["id"],
             "revision": self.source.get("revision"),
             "source": dict(self.source),
             "weights_sha256": self.weights_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "chat_template_sha256": None if not isinstance(chat, str) else hashlib.sha256(chat.encode()).hexdigest(),
             "dtype": dtype_name(self.dtype),
             "attention": self.attention,
         }

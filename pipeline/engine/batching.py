@@ -3,9 +3,11 @@
 Positions and masks are explicit everywhere, so that an example's score depends neither on its batch mates nor on padding.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -87,6 +89,17 @@ def training_order(examples: Sequence[Example], *, batch_size: int, seed: int) -
             randomness.shuffle(batches)
             for batch in batches:
                 yield [examples[index] for index in batch]
+
+
+def training_order_sha256(examples: Sequence[Example], *, batch_size: int, seed: int, batches: int) -> str:
+    """Hex sha256 of the examples in the order in which the first `batches` batches of `training_order` hold them.
+
+    It is taken over tokens and labels, not over positions: rows that moved in the file but are trained on in the same order are the same training.
+    """
+    digest = hashlib.sha256()
+    for batch in islice(training_order(examples, batch_size=batch_size, seed=seed), batches):
+        digest.update(repr([(list(example.token_ids), example.label) for example in batch]).encode())
+    return digest.hexdigest()
 
 
 def scoring_order(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:

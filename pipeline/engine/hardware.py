@@ -4,12 +4,14 @@ import os
 import platform
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import BaseModelError
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,8 +69,17 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": driver_version()}
     return described
+
+
+def driver_version(file: Path = DRIVER_FILE) -> str | None:
+    """The NVIDIA driver's version, such as 570.86.15, as its kernel module tells it; None where there is no such module."""
+    try:
+        words = file.read_text(encoding="utf-8", errors="replace").splitlines()[0].split()
+    except (OSError, IndexError):
+        return None
+    return next((word for word in words if word[0].isdigit() and "." in word), None)
 
 
 @contextmanager

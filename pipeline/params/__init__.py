@@ -5,7 +5,7 @@ DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code
 All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
 The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
 
-section: what all are made of; ingest, data, prompt, tune, evaluation, gate: the sections; task: all of them together, and reading the file
+section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion: the sections; task: all of them together, and reading the file
 """
 
 from pipeline.params.data import (
@@ -29,6 +29,7 @@ from pipeline.params.gate import (
     gate_metrics,
 )
 from pipeline.params.ingest import Columns, FileSource, HubDatasetSource, IngestParams, PackageFileSource, SqlSource
+from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import PromptParams
 from pipeline.params.section import placeholders
 from pipeline.params.task import SECTIONS, TaskParams, load, load_task
@@ -57,6 +58,7 @@ __all__ = [
     "NearDuplicateParams",
     "PackageFileSource",
     "ProfileParams",
+    "PromotionParams",
     "PromptParams",
     "SplitParams",
     "SqlSource",

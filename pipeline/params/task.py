@@ -13,6 +13,7 @@ from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, Sp
 from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.gate import DifferenceThreshold, GateParams, GroupThreshold, gate_metrics
 from pipeline.params.ingest import IngestParams
+from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
 from pipeline.params.tune import TuneParams
@@ -38,6 +39,7 @@ class TaskParams(Section):
     assess_fairness: AssessFairnessParams
     gate: GateParams
     report: ReportParams
+    promotion: PromotionParams
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":

@@ -6,6 +6,7 @@ It runs in a process of its own, so that nothing of the run that made the versio
 import argparse
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.errors import PromptmillError, RegistryError
 from pipeline.layout import Layout
 from pipeline.records import read_parquet
 from pipeline.registry.connection import explained, tracking_uri
+from pipeline.registry.registry import download_bundle
 
 ROWS = 2
 TOLERANCE = 1e-3
@@ -22,11 +24,13 @@ TOLERANCE = 1e-3
 def check_version(*, root: Path, task: str, version: int) -> list[dict[str, Any]]:
     """The answers of `task` version `version`, loaded with mlflow.pyfunc, to the first rows of the test split.
 
-    Raises RegistryError when it does not load, or answers anything but label probabilities that sum to 1.
+    Raises BundleError when what is stored is not what was registered, RegistryError when it does not load, or answers anything but label probabilities that sum to 1.
     """
     import mlflow
 
     rows = read_parquet(Layout(root, task).path("test")).head(ROWS)
+    with tempfile.TemporaryDirectory() as folder:  # what MLflow reads before our loader is called must be verified before it does
+        download_bundle(root=root, task=task, version=version, destination=Path(folder) / "bundle")
     uri = tracking_uri(root=root)
     mlflow.set_tracking_uri(uri)
     with explained(f"Loading models:/{task}/{version} from {uri}", "Check that the store still holds its files and try again."):

@@ -12,6 +12,8 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import BundleError, SourceError
 from pipeline.manifest import manifest_sha256, verify_bundle
+from pipeline.registry.model_files import LIST_FILE, verify_model_files
+from pipeline.registry.signatures import verify_for_consumer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +70,9 @@ def _load_pyfunc(path: str) -> TunedPromptModel:  # pyright: ignore[reportUnused
     bundle = Path(path)
     verify_bundle(bundle)
     _check_registered(bundle)
+    if (bundle.parents[1] / LIST_FILE).exists():
+        verify_model_files(bundle.parents[1])
+    verify_for_consumer(bundle)
     from pipeline.engine.predicting import load_predictor
 
     return TunedPromptModel(load_predictor(bundle, device="auto"))

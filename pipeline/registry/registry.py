@@ -4,6 +4,7 @@ MLflow checks no file it stores, so what identifies a version is the sha256 of i
 A version refers to its base model by id and hash; no file of the base model is ever in it.
 """
 
+import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from pipeline.layout import Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.registry.connection import Connection, connect, explained, quiet, task_lock
 from pipeline.registry.data_identity import PREFIX, data_of
+from pipeline.registry.model_files import verify_model_files, write_model_files
+from pipeline.registry.signatures import sign_when_asked, verify_when_required
 from pipeline.registry.tracking import STAGE_KEY, GateEvidence, gate_evidence
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MANIFEST_SHA256, GATE_SHA256, GATE_DECISION = "promptmill.manifest_sha256", "promptmill.gate_sha256", "promptmill.gate_decision"
+MODEL_FILES_SHA256 = "promptmill.model_files_sha256"
 GATE_REASONS, RUN_ID, PROMOTED_AT = "promptmill.gate_reasons", "promptmill.run_id", "promptmill.promoted_at"
 LOADER_MODULE = "pipeline.registry.pyfunc"
 
@@ -168,7 +172,7 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
         GATE_REASONS: "\n".join(gate.reasons)[:_REASONS_CHARACTERS],
         RUN_ID: run_id,
     }
-    logged = _log_model(connection, layout, run_id, tags[MANIFEST_SHA256])
+    logged, tags[MODEL_FILES_SHA256] = _log_model(connection, layout, run_id, tags[MANIFEST_SHA256])
     if not client.search_registered_models(f"name = '{layout.task}'"):
         client.create_registered_model(layout.task)
     # Not `models:/<id>`: MLflow would look that up in the store of its global tracking URI, and make one in the working directory.
@@ -179,8 +183,11 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
     return int(made.version)
 
 
-def _log_model(connection: Connection, layout: Layout, run_id: str, manifest_sha: str) -> "LoggedModel":
-    """Upload the bundle as an MLflow model, then download and verify it; a model that fails on the way is marked FAILED."""
+def _log_model(connection: Connection, layout: Layout, run_id: str, manifest_sha: str) -> tuple["LoggedModel", str]:
+    """Upload the bundle as an MLflow model, then download and verify it; a model that fails on the way is marked FAILED.
+
+    Returns the model and the sha256 of the list of its files.
+    """
     from mlflow.entities import LoggedModelOutput
 
     client = connection.client
@@ -189,14 +196,15 @@ def _log_model(connection: Connection, layout: Layout, run_id: str, manifest_sha
     try:
         with tempfile.TemporaryDirectory() as folder:
             saved = _save_model(Path(folder), layout, run_id, logged, manifest_sha)
+            files_sha = write_model_files(saved)
             client.log_model_artifacts(logged.model_id, str(saved))
-            with _downloaded(connection, logged.artifact_location, layout.task, manifest_sha, Path(folder)):
+            with _downloaded(connection, logged.artifact_location, layout.task, manifest_sha, files_sha, Path(folder)):
                 client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    return logged
+    return logged, files_sha
 
 
 def _save_model(folder: Path, layout: Layout, run_id: str, logged: "LoggedModel", manifest_sha: str) -> Path:
@@ -206,7 +214,9 @@ def _save_model(folder: Path, layout: Layout, run_id: str, logged: "LoggedModel"
         from mlflow.models import Model
 
     manifest = verify_bundle(layout.path("bundle"))
-    saved = folder / "model"
+    saved, bundle = folder / "model", folder / layout.task
+    shutil.copytree(layout.path("bundle"), bundle)
+    sign_when_asked(bundle)
     model = Model(
         artifact_path=logged.artifact_location,
         run_id=run_id,
@@ -218,7 +228,7 @@ def _save_model(folder: Path, layout: Layout, run_id: str, logged: "LoggedModel"
         mlflow.pyfunc.save_model(
             str(saved),
             loader_module=LOADER_MODULE,
-            data_path=str(layout.path("bundle")),
+            data_path=str(bundle),
             mlflow_model=model,
             signature=_signature(manifest),
             input_example=_example(manifest["fields"]),
@@ -255,13 +265,19 @@ def _signature(manifest: Mapping[str, Any]) -> Any:
 @contextmanager
 def _fetched(connection: Connection, version: "ModelVersion", parent: Path) -> Generator[Path]:
     location = connection.client.get_model_version_download_uri(version.name, str(version.version))
-    with _downloaded(connection, location, version.name, version.tags[MANIFEST_SHA256], parent) as bundle:
+    files_sha = version.tags.get(MODEL_FILES_SHA256)
+    with _downloaded(connection, location, version.name, version.tags[MANIFEST_SHA256], files_sha, parent) as bundle:
         yield bundle
 
 
 @contextmanager
-def _downloaded(connection: Connection, location: str, task: str, manifest_sha: str, parent: Path) -> Generator[Path]:
-    """A verified copy of the bundle at `location`, in a folder that is removed at the end."""
+def _downloaded(
+    connection: Connection, location: str, task: str, manifest_sha: str, files_sha: str | None, parent: Path
+) -> Generator[Path]:
+    """A verified copy of the bundle at `location`, in a folder that is removed at the end.
+
+    `files_sha` is None for a version of a promptmill that did not list the files around the bundle yet.
+    """
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory(prefix=".download.", dir=parent) as folder:
@@ -276,6 +292,9 @@ def _downloaded(connection: Connection, location: str, task: str, manifest_sha: 
                 f"The bundle of {task} at {location} has a manifest of sha256 {found}, registered was {manifest_sha}: it was altered in the store. "
                 f"Register it again: `promptmill run {task}`."
             )
+        if files_sha is not None:
+            verify_model_files(copy, files_sha)
+        verify_when_required(bundle, root=connection.root, task=task)
         yield bundle
 
 

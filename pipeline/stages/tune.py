@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import engine
 from pipeline.engine.base_model import BaseModel
-from pipeline.engine.batching import Example
+from pipeline.engine.batching import Example, training_order_sha256
 from pipeline.engine.distributed import process_group
 from pipeline.engine.hardware import describe_hardware
 from pipeline.engine.learners import SharedPrefixLearner
@@ -27,7 +27,7 @@ from pipeline.lineage import code_identity, library_versions
 from pipeline.manifest import write_manifest
 from pipeline.params import TaskParams
 from pipeline.progress import Progress
-from pipeline.records import replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
+from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
 from pipeline.trials import Plan, make_learner, training_settings, trial_plans, trial_settings
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
@@ -74,7 +74,8 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             return {}
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
-    lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best)
+    order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
+    lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best) | {"row_order_sha256": order}
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest
@@ -145,12 +146,26 @@ def _lineage(params: TaskParams, inputs: Paths, task: str, base: BaseModel, resu
             "trials": _trials(result, tune.metric),
             "configurations": {name: _without_nan(spread) for name, spread in result.spread(tune.metric).items()},
         },
-        "data": {"train_sha256": sha256_file(inputs.train), "validation_sha256": sha256_file(inputs.validation)},
+        "data": {
+            "train_sha256": sha256_file(inputs.train),
+            "validation_sha256": sha256_file(inputs.validation),
+            "ids_sha256": _ids_sha256(inputs),
+        },
         "params_sha256": sha256_json({name: getattr(params, name).model_dump(mode="json") for name in ("tune", "prompt", "base_model")}),
         "code": code_identity(Path.cwd()),
         "libraries": library_versions(LIBRARIES),
         "hardware": describe_hardware(base.device),
     }
+
+
+def _ids_sha256(inputs: Paths) -> str:
+    """Hash of which row ids are in `train` and which in `validation`, whatever their order."""
+    return sha256_json(
+        {
+            "train": sorted(read_parquet(inputs.train, ["row_id"])["row_id"]),
+            "validation": sorted(read_parquet(inputs.validation, ["row_id"])["row_id"]),
+        }
+    )
 
 
 def _trials(result: TrainingResult, metric: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.engine.batching import Example, training_order
+from pipeline.engine.batching import Example, training_order, training_order_sha256
 from pipeline.engine.objectives import Classification
 from pipeline.engine.optimisation import OptimiserSettings
 from pipeline.engine.scoring import classification_result, score_examples
@@ -176,6 +176,25 @@ def test_training_order_visits_every_example_once_per_epoch_in_batches_of_simila
     assert [[e.label for e in next(again)] for _ in range(8)] == [[e.label for e in batch] for batch in epoch]
     second = [next(order) for _ in range(8)]
     assert [[e.label for e in batch] for batch in second] != [[e.label for e in batch] for batch in epoch]
+
+
+def test_the_order_hash_follows_the_examples_that_were_trained_on_and_nothing_else():
+    examples = [Example(token_ids=[number] * (1 + number % 5), label=number % 2) for number in range(20)]
+
+    def order(rows: list[Example], *, seed: int = 3, batches: int = 3) -> str:
+        return training_order_sha256(rows, batch_size=4, seed=seed, batches=batches)
+
+    seen = order(examples)
+    assert order(list(examples)) == seen
+    used = [example for _, batch in zip(range(3), training_order(examples, batch_size=4, seed=3), strict=False) for example in batch]
+    unused = next(example for example in examples if example not in used)
+    others = [Example([99] * len(example.token_ids), 0) if example is unused else example for example in examples]
+    assert order(others) == seen
+    relabelled = [Example(example.token_ids, 1 - example.label) if example is used[0] else example for example in examples]
+    assert (
+        len({seen, order(relabelled), order(examples[::-1]), order(examples, seed=4), order(examples, batches=4), order(others, batches=5)})
+        == 6
+    )
 
 
 def test_macro_f1_and_accuracy_equal_scikit_learns():

@@ -32,6 +32,9 @@ ONE_MISTAKE = [
     ("defaults/split/near_duplicates/similarity", 0.4, "defaults.split.near_duplicates.similarity", "found 0.4"),
     ("defaults/split/near_duplicates/shingle_characters", 1, "defaults.split.near_duplicates.shingle_characters", "found 1"),
     ("defaults/split/ignored/1", "emoji", "defaults.split.ignored.1", "'emoji'"),
+    ("defaults/promotion/approval", "never", "defaults.promotion.approval", "found 'never'"),
+    (f"{T}/promotion/approver", "me", "tasks.tweet_sentiment.promotion.approver", "unknown key (value 'me')"),
+    ("defaults/promotion/require_signature", True, "defaults.promotion", "trusted_keys is empty"),
     ("defaults/split/ignored", ["urls", "urls"], "defaults.split.ignored", "listed twice"),
     (
         f"{T}/split/external_test",

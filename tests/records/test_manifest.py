@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BundleError
-from pipeline.manifest import BUNDLE_FILES, MANIFEST_FILE, manifest_sha256, verify_bundle, write_manifest
+from pipeline.manifest import BUNDLE_FILES, MANIFEST_FILE, SIGNATURE_FILE, manifest_sha256, sealed, verify_bundle, write_manifest
+from pipeline.records import write_json
 
 LINEAGE = {"task": "tweets", "soft_prompt": {"shape": [20, 576]}}
 
@@ -27,7 +28,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def _rewrite(bundle: Path, **changes: Any) -> None:
     manifest = json.loads((bundle / MANIFEST_FILE).read_text())
-    (bundle / MANIFEST_FILE).write_text(json.dumps(manifest | changes))
+    write_json(bundle / MANIFEST_FILE, sealed(manifest | changes))
 
 
 def _refused(bundle: Path) -> str:
@@ -159,16 +160,39 @@ def test_a_listed_name_that_cannot_lie_in_the_bundle_is_refused(bundle: Path, na
     assert "is missing or not listed" in _refused(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "2", None])
 def test_another_schema_version_is_refused(bundle: Path, version: Any):
     _rewrite(bundle, schema_version=version)
-    assert "has no schema_version 1" in _refused(bundle)
+    assert "has no schema_version 2" in _refused(bundle)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b"1" * 5000])
 def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, content: bytes):
     (bundle / MANIFEST_FILE).write_bytes(content)
     assert MANIFEST_FILE in _refused(bundle)
+
+
+def test_a_manifest_of_the_schema_before_is_still_read(bundle: Path):
+    manifest = json.loads((bundle / MANIFEST_FILE).read_text())
+    del manifest["content_sha256"]
+    (bundle / MANIFEST_FILE).write_text(json.dumps(manifest | {"schema_version": 1}))
+    assert verify_bundle(bundle)["task"] == "tweets"
+
+
+def test_lineage_that_was_altered_is_found(bundle: Path):
+    text = (bundle / MANIFEST_FILE).read_text()
+    (bundle / MANIFEST_FILE).write_text(text.replace("tweets", "tweetz"))
+    assert f"{bundle / MANIFEST_FILE} is not as it was written" in _refused(bundle)
+    (bundle / MANIFEST_FILE).write_text(text.replace("  ", " "))
+    assert f"{bundle / MANIFEST_FILE} is not as it was written" in _refused(bundle)
+
+
+def test_a_signature_beside_the_manifest_must_be_a_plain_file(bundle: Path):
+    (bundle / SIGNATURE_FILE).write_text("anything: who requires a signature verifies it")
+    verify_bundle(bundle)
+    (bundle / SIGNATURE_FILE).unlink()
+    (bundle / SIGNATURE_FILE).symlink_to("/nowhere")
+    assert f"{bundle / SIGNATURE_FILE} is not a plain file" in _refused(bundle)
 
 
 def test_the_manifest_hash_follows_every_file(bundle: Path):

@@ -24,7 +24,7 @@ DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measur
 
 EXIT_CODES = """\
 exit codes:
-  0  done             1  error                3  the gate refused: not promoted
+  0  done             1  error                3  not promoted: the gate refused, or leaves it to a person
   2  wrong usage or params.yaml                4  the data drifted
                                              130  stopped by Ctrl-C
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.services import Service, check_alive, mlflow_service, prefect_service, running
 from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, reach_loopback_directly
-from flows.summary import gate_table, where_to_look
+from flows.summary import VERDICTS, gate_table, where_to_look
 from flows.terminal import answer, number, say, table
 from flows.workspace import LOCK_FILE, changed_stages, check_checkout
 from pipeline.__main__ import VERBOSE_VARIABLE
@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
 
 
 def handled_version(root: Path, task: str) -> dict[str, Any] | None:
-    """The version made from the outputs as they are now, once it needs nothing more: refused, champion, or champion in the past.
+    """The version made from the outputs as they are now, once it needs nothing more: not let pass, champion, or champion in the past.
 
     None when a stage would run again, or when recording, registering or promoting is still to be done.
     """
@@ -52,7 +52,7 @@ def handled_version(root: Path, task: str) -> dict[str, Any] | None:
     except RegistryError:
         return None  # nothing registered yet, or no store: the flow makes one, or says why it cannot
     same = [version for version in versions if version["stage_key"] == key]
-    return next((v for v in same if v["gate_decision"] == "refuse" or "champion" in v["aliases"] or v["promoted_at"]), None)
+    return next((v for v in same if v["gate_decision"] != "promote" or "champion" in v["aliases"] or v["promoted_at"]), None)
 
 
 def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, .
     answer(f"\n{gate_table(gate)}\n")
     refused = version["gate_decision"] != "promote"
     if refused:
-        answer(f"NOT PROMOTED: {task} version {version['version']} was refused by the gate:")
+        answer(f"NOT PROMOTED: {task} version {version['version']} {VERDICTS[version['gate_decision']]}:")
         answer("\n".join(f"  {reason}" for reason in gate["reasons"]))
     elif "champion" in version["aliases"]:
         answer(f"PROMOTED: {task} version {version['version']} is champion.")

@@ -26,8 +26,8 @@ NOT_PROMOTED = "NotPromoted"
 def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) -> dict[str, Any] | State[dict[str, Any]]:
     """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
 
-    The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, the flow ends Completed with the
-    name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
+    The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or leaves the decision to a person
+    (`ask`), the flow ends Completed with the name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
     run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))

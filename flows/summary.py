@@ -9,6 +9,8 @@ from typing import Any
 from flows.terminal import number, table
 from pipeline.layout import Layout
 
+VERDICTS = {"promote": "passed the gate", "refuse": "was refused by the gate", "ask": "waits for a person: the gate could not decide"}
+
 COLUMNS = ("check", "verdict", "value", "interval", "rows", "limit")
 
 
@@ -24,8 +26,7 @@ def gate_table(gate: Mapping[str, Any]) -> str:
 
 def verdict_markdown(task: str, version: int, gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The verdict with its reasons, the metrics of all variants, and where to look further."""
-    verdict = "passed the gate" if gate["decision"] == "promote" else "was refused by the gate"
-    lines = [f"# {task} version {version} {verdict}", "", *(f"- {reason}" for reason in gate["reasons"]), ""]
+    lines = [f"# {task} version {version} {VERDICTS[gate['decision']]}", "", *(f"- {reason}" for reason in gate["reasons"]), ""]
     lines += ["| variant | accuracy | macro F1 |", "|---|---|---|"]
     for name, variant in metrics["variants"].items():
         lines.append(f"| {name} | {_estimate(variant['accuracy'])} | {_estimate(variant['macro_f1'])} |")

@@ -1,7 +1,7 @@
 """The promotion rule: every check with its figures and a verdict, and the decision that follows from the verdicts.
 
 Pure functions over the records of earlier stages. The rule fails closed: the decision is `promote` only when there is at
-least one check and every verdict is PASS. The verdicts:
+least one check and every verdict is PASS, and `ask` (a person decides) only when the others are INCONCLUSIVE or INSUFFICIENT. The verdicts:
 
 PASS          the figure satisfies the limit over its whole interval (see each check for its exact rule)
 FAIL          the figure violates the limit

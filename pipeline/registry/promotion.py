@@ -38,7 +38,7 @@ JOURNAL_FILE = "promotions.jsonl"
 def promote(*, root: Path, task: str, version: int) -> dict[str, Any]:
     """Make `version` the champion of `task`; a version that already is stays it.
 
-    Returns {task, version, previous_champion (None for the first), already_champion}. Raises NotPromoted when the gate refused the version,
+    Returns {task, version, previous_champion (None for the first), already_champion}. Raises NotPromoted when the gate did not let the version pass,
     BundleError when its stored bundle is not the registered one, RegistryError when MLflow refuses.
     """
     connection = connect(root=root)
@@ -46,6 +46,10 @@ def promote(*, root: Path, task: str, version: int) -> dict[str, Any]:
         found = find_version(connection, task, version)
         if found.tags.get(GATE_DECISION) != "promote":
             reasons = " ".join(found.tags.get(GATE_REASONS, "").split("\n")) or "no reasons were recorded."
+            if found.tags.get(GATE_DECISION) == "ask":
+                raise NotPromoted(
+                    f"{task} version {version} waits for a person: the gate could not decide: {reasons} More test rows would."
+                )
             raise NotPromoted(f"{task} version {version} was refused by the gate: {reasons} See the prompt card, and tune again.")
         return _make_champion(connection, found, "promote")
 

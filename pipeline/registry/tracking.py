@@ -131,12 +131,12 @@ def stage_key(*, entries: Mapping[str, Any]) -> str:
 
 
 def gate_evidence(layout: Layout) -> GateEvidence:
-    """Read gate.json; raises StageInputError when its decision is neither `promote` nor `refuse`."""
+    """Read gate.json; raises StageInputError when its decision is none of `promote`, `refuse` and `ask`."""
     path = layout.path("gate")
     gate = read_json(path)
     decision = gate.get("decision")
-    if decision not in ("promote", "refuse"):
-        raise StageInputError(f"{path}: `decision` is {decision!r}, expected 'promote' or 'refuse'. {_AGAIN}")
+    if decision not in ("promote", "refuse", "ask"):
+        raise StageInputError(f"{path}: `decision` is {decision!r}, expected 'promote', 'refuse' or 'ask'. {_AGAIN}")
     return GateEvidence(decision=decision, reasons=tuple(str(reason) for reason in gate.get("reasons", ())), sha256=sha256_file(path))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import StageInputError
+from pipeline.gates.decision import UNDECIDED, decision_of
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INSUFFICIENT", "MISSING", "DEGENERATE", "ERROR"]
 
@@ -78,7 +79,7 @@ class Gate(Record):
     """The gate's decision and everything it looked at."""
 
     task: str
-    decision: Literal["promote", "refuse"]
+    decision: Literal["promote", "refuse", "ask"]
     reasons: list[str]
     checks: list[Check]
     inputs: GateInputs
@@ -465,10 +466,12 @@ def check_gate(gate: Gate, where: Path | str) -> None:
             raise StageInputError(
                 f"{where}: check {check.name!r} has verdict PASS without a value; nothing passes without a figure. Run the gate stage again."
             )
-    open_checks = [check.name for check in gate.checks if check.verdict != "PASS"]
-    if gate.decision == "promote" and (open_checks or not gate.checks):
+    allowed = decision_of([check.verdict for check in gate.checks])
+    if gate.decision != "refuse" and gate.decision != allowed:
+        accepted = ("PASS",) if gate.decision == "promote" else ("PASS", *UNDECIDED)
+        open_checks = [check.name for check in gate.checks if check.verdict not in accepted]
         found = f"these checks did not pass: {open_checks}" if open_checks else "it lists no checks"
-        raise StageInputError(f"{where}: the decision is promote, but {found}. Run the gate stage again.")
+        raise StageInputError(f"{where}: the decision is {gate.decision}, but {found}. Run the gate stage again.")
 
 
 def check_gate_inputs(gate: Gate, where: Path | str, found: GateInputs) -> None:

@@ -119,7 +119,14 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     layout.path("data_docs").mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html></html>", encoding="utf-8")
     passed = decision == "promote"
-    check = {"name": "accuracy", "verdict": "PASS" if passed else "FAIL", "value": 0.625, "low": 0.525, "high": 0.725, "n": 100}
+    check = {
+        "name": "accuracy",
+        "verdict": {"promote": "PASS", "ask": "INCONCLUSIVE", "refuse": "FAIL"}[decision],
+        "value": 0.625,
+        "low": 0.525,
+        "high": 0.725,
+        "n": 100,
+    }
     gate = read_json(layout.path("gate"))
     write_json(
         layout.path("gate"),

@@ -212,6 +212,24 @@ def test_a_refused_version_is_registered_but_not_promoted(changeable: Path, insi
 
 
 @pytest.mark.slow
+def test_a_version_that_only_a_person_can_decide_on_is_not_promoted(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
+    root = changeable
+    prepare(root, tiny_bundle, "ask")
+    done = promptmill("run", TASK, folder=root)
+    assert done.returncode == 3, done.stderr
+    assert f"NOT PROMOTED: {TASK} version 2 waits for a person: the gate could not decide:\n  {REASON}" in done.stdout
+    assert last_flow_run(root)[2] == "NotPromoted"
+    assert [(v["version"], v["aliases"], v["gate_decision"]) for v in versions(root)] == [
+        (2, ["challenger"], "ask"),
+        (1, ["champion"], "promote"),
+    ]
+    code, _, err = inside("run", TASK)
+    assert code == 3
+    assert f"Nothing changed: reused all {len(STAGES)} stages" in err
+    assert inside("promote", TASK, "2")[0] == 3
+
+
+@pytest.mark.slow
 def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
     root = changeable
     prepare(root, tiny_bundle, "promote")

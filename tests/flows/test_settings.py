@@ -51,6 +51,7 @@ def test_the_verdict_gives_reasons_and_metrics() -> None:
     metrics = {"n": 10, "variants": {"tuned": {"accuracy": {"value": 0.61234, "low": 0.5, "high": 0.7, "n": 10}, "macro_f1": nothing}}}
     text = verdict_markdown("a_task", 3, {"decision": "refuse", "reasons": ["accuracy: FAIL: too low."]}, metrics)
     assert text.startswith("# a_task version 3 was refused by the gate\n\n- accuracy: FAIL: too low.\n")
+    assert "# a_task version 3 waits for a person" in verdict_markdown("a_task", 3, {"decision": "ask", "reasons": []}, metrics)
     assert "| tuned | 0.6123 (0.5 to 0.7) | - |" in text
     assert "`reports/a_task/card.html`" in text
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.evaluation.intervals import estimate, newcombe, no_estimate, proportion, wilson
 from pipeline.gates.checks import Check, Verdict
-from pipeline.gates.decision import decide
+from pipeline.gates.decision import decide, decision_of
 from pipeline.gates.fairness_checks import fairness_checks
 from pipeline.gates.metrics_checks import metrics_checks
 from pipeline.params import AssessFairnessParams, GateParams
@@ -18,6 +18,9 @@ from pipeline.params import AssessFairnessParams, GateParams
 LABELS = ("negative", "neutral", "positive")
 VERDICTS = get_args(Verdict)
 ASSESSED = AssessFairnessParams(groups={}, columns={}, intersections=[], minimum_denominator=50, confidence_level=0.95)
+EXPECTED = {"PASS": "promote", "INCONCLUSIVE": "ask", "INSUFFICIENT": "ask"} | dict.fromkeys(
+    ("FAIL", "MISSING", "DEGENERATE", "ERROR"), "refuse"
+)
 
 
 def gate(**changes: object) -> GateParams:
@@ -123,17 +126,28 @@ def test_nothing_is_promoted_without_checks() -> None:
     assert len(reasons) == 1
 
 
-def test_changing_the_verdict_of_any_one_check_refuses() -> None:
+def test_changing_the_verdict_of_any_one_check_changes_the_decision() -> None:
     checks = checks_of()
     for index, verdict in product(range(len(checks)), VERDICTS):
         changed = copy.deepcopy(checks)
         changed[index]["verdict"] = verdict
         decision, reasons = decide(changed)
-        assert decision == ("promote" if verdict == "PASS" else "refuse")
+        assert decision == EXPECTED[verdict]
         assert len(reasons) == (verdict != "PASS")
         if reasons:
             assert changed[index]["name"] in reasons[0]
             assert verdict in reasons[0]
+
+
+@pytest.mark.parametrize("verdict", [verdict for verdict in VERDICTS if EXPECTED[verdict] == "refuse"])
+def test_a_person_is_asked_only_when_nothing_fails(verdict: str) -> None:
+    assert decision_of(["PASS", "INCONCLUSIVE", "INSUFFICIENT"]) == "ask"
+    assert decision_of(["PASS", "INCONCLUSIVE", verdict, "INSUFFICIENT"]) == "refuse"
+
+
+def test_an_unknown_verdict_refuses() -> None:
+    assert decision_of(["PASS", "PROBABLY"]) == "refuse"
+    assert decision_of([]) == "refuse"
 
 
 @pytest.mark.parametrize(
@@ -379,7 +393,8 @@ def test_a_check_that_raises_refuses() -> None:
 
 
 def test_worsening_a_figure_never_promotes_what_was_refused() -> None:
-    """Lower accuracy, recall, gain or group accuracy can turn promote into refuse, never refuse into promote."""
+    """Lower accuracy, recall, gain or group accuracy never moves the decision up in the order refuse, ask, promote."""
+    order = ["refuse", "ask", "promote"]
     generator = np.random.default_rng(0)
     rule = gate(difference_thresholds=[])
     seen = set()
@@ -402,9 +417,9 @@ def test_worsening_a_figure_never_promotes_what_was_refused() -> None:
                 successes = round(groups["united"]["accuracy"]["value"] * 170)
                 groups["united"] = group(successes - int(generator.integers(1, 50)), 170)
         after = decide(checks_of(rule, metrics, fairness))[0]
-        assert (before, after) != ("refuse", "promote")
+        assert order.index(after) <= order.index(before)
         seen.add((before, after))
-    assert seen == {("promote", "promote"), ("promote", "refuse"), ("refuse", "refuse")}
+    assert seen == {(before, after) for before in order for after in order if order.index(after) <= order.index(before)}
 
 
 def test_making_the_worst_group_worse_never_passes_a_difference() -> None:

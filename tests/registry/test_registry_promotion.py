@@ -66,6 +66,15 @@ def test_what_the_gate_refused_cannot_be_promoted(workspace: Workspace) -> None:
     assert events(workspace) == []
 
 
+def test_what_the_gate_left_to_a_person_is_not_promoted_by_itself(workspace: Workspace) -> None:
+    workspace.make(1, decision="ask")
+    assert workspace.register() == 1
+    with pytest.raises(NotPromoted, match=r"version 1 waits for a person: the gate could not decide: accuracy 0\.41") as raised:
+        promotion.promote(root=workspace.root, task=TASK, version=1)
+    assert raised.value.exit_code == 3
+    assert champion(workspace) is None
+
+
 def test_a_rollback_verifies_its_target(workspace: Workspace) -> None:
     register(workspace, 2)
     promote(workspace, 1)

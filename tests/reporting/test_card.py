@@ -471,6 +471,24 @@ def test_no_card_says_promote_above_a_check_that_did_not_pass(run: Run):
         run.render()
 
 
+def test_a_person_decides_when_nothing_fails_and_the_rows_cannot_decide(run: Run):
+    run.edit("gate", lambda found: found["checks"][2].update(verdict="INCONCLUSIVE"))
+    run.edit("gate", lambda found: found.update(decision="ask", reasons=["macro_f1: INCONCLUSIVE: the interval holds the minimum."]))
+    page = read_page(run.render())
+    assert page.one("div", class_="verdict").holds("class", "ask")
+    assert page.one("h2", id="verdict").words == "A PERSON DECIDES"
+    assert "leaves this tuned prompt to a person" in page.one("div", class_="verdict").words
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "MISSING", "DEGENERATE", "ERROR"])
+def test_no_card_asks_a_person_about_a_check_that_fails(run: Run, verdict: str):
+    run.edit("gate", lambda found: found["checks"][2].update(verdict="INCONCLUSIVE"))
+    run.edit("gate", lambda found: found["checks"][1].update(verdict=verdict))
+    run.edit("gate", lambda found: found.update(decision="ask"))
+    with pytest.raises(StageInputError, match="decision is ask, but these checks did not pass: \\['accuracy'\\]"):
+        run.render()
+
+
 def test_no_card_says_promote_without_checks(run: Run):
     run.edit("gate", lambda found: found.update(checks=[]))
     with pytest.raises(StageInputError, match="decision is promote, but it lists no checks"):

@@ -75,7 +75,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("evaluate", ("evaluate", "prompt"), ("predictions",), ("metrics", "plots")),
     Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions", "test"), ("fairness",)),
-    Stage("gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "drift", "leakage"), ("gate",)),
+    Stage("gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage"), ("gate",)),
     Stage(
         "report",
         ("report", "prompt"),

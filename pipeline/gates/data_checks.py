@@ -11,13 +11,13 @@ def drift_checks(drift: Record) -> list[Check]:
     if drift.get("on_drift") != "refuse":
         return []
     rule = "PASS when no drift check fails; INSUFFICIENT when one has too few rows; a first version has nothing to drift from"
-    return judged([Planned("drift", rule, 0.0, partial(_judge_drift, drift))])
+    return judged([Planned("drift", rule, 0.0, partial(_judge_drift, drift), "training rows")])
 
 
 def leakage_checks(leakage: Record, metrics: Record) -> list[Check]:
     """The check that no row of one split is in another, nor one of training or validation in the user's own test file, if there is one."""
     rule = "PASS when no row has the text, the normalised text, a near-duplicate or the origin of a row of another split"
-    return judged([Planned("leakage", rule, 0.0, partial(_judge_leakage, leakage, metrics))])
+    return judged([Planned("leakage", rule, 0.0, partial(_judge_leakage, leakage, metrics), "test rows")])
 
 
 def _judge_leakage(leakage: Record, metrics: Record) -> Finding:

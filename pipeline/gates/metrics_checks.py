@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pipeline.gates.checks import Check, Finding, NoFigure, Planned, against_minimum, judged
+from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_minimum, judged
 from pipeline.gates.estimates import Record, at, count_in, figure_in
-from pipeline.params import ChangeThreshold, DegeneracyThreshold, GateParams, ValueThreshold, gate_metrics
+from pipeline.params import ChangeThreshold, DegeneracyThreshold, GateParams, Guard, ValueThreshold, gate_metrics
+
+PAIRED = "percentile bootstrap of the paired difference over test rows"
 
 
 def metrics_checks(gate: GateParams, labels: Sequence[str], metrics: Record) -> list[Check]:
@@ -15,18 +17,36 @@ def metrics_checks(gate: GateParams, labels: Sequence[str], metrics: Record) -> 
 
 def _planned(gate: GateParams, labels: Sequence[str], metrics: Record) -> list[Planned]:
     rows = partial(_judge_test_rows, gate.minimum_test_rows, metrics)
-    planned = [Planned("test_rows", "PASS when n >= limit", gate.minimum_test_rows, rows)]
+    planned = [Planned("test_rows", "PASS when n >= limit", gate.minimum_test_rows, rows, "test rows")]
     for value in gate.value_thresholds:
         judge = partial(_judge_value, value, labels, metrics)
-        planned.append(Planned(value.metric, "PASS when low >= limit; FAIL when high < limit", value.minimum, judge))
+        planned.append(Planned(value.metric, "PASS when low >= limit; FAIL when high < limit", value.minimum, judge, *_basis(value.metric)))
     for change in gate.change_thresholds:
         name = f"{change.metric} minus {change.baseline}"
         rule = "PASS when value >= limit and low > 0; FAIL when value < limit or high <= 0"
-        planned.append(Planned(name, rule, change.minimum_gain, partial(_judge_change, change, metrics)))
+        planned.append(Planned(name, rule, change.minimum_gain, partial(_judge_change, change, metrics), "test rows, paired", PAIRED))
+    for guard in gate.guards:
+        name = f"{guard.metric} not below {guard.baseline}"
+        rule = "PASS when low >= limit; FAIL when high < limit; the limit is the greatest loss that is allowed, below 0"
+        planned.append(Planned(name, rule, -guard.maximum_loss, partial(_judge_guard, guard, metrics), "test rows, paired", PAIRED))
     judge = partial(_judge_degeneracy, gate.degeneracy, labels, metrics)
     rule = "PASS when no label takes more than limit of the predictions and every label is predicted"
-    planned.append(Planned("degeneracy", rule, gate.degeneracy.maximum_prediction_share, judge))
+    planned.append(
+        Planned("degeneracy", rule, gate.degeneracy.maximum_prediction_share, judge, "test rows", "share of the predictions, no interval")
+    )
     return planned
+
+
+def _basis(metric: str) -> tuple[str, str]:
+    """Which rows a metric's n counts, and how its interval was made (as `pipeline.evaluation.metrics` does)."""
+    wilson = "Wilson score interval"
+    if not metric.startswith("per_class."):
+        return "test rows", wilson if metric == "accuracy" else "percentile bootstrap over test rows"
+    _, label, name = _metric_path(metric)
+    rows = {"precision": f"test rows predicted {label}", "recall": f"test rows with label {label}"}
+    return rows.get(
+        name, f"test rows with label {label}, or predicted {label}"
+    ), wilson if name in rows else f"{wilson} of the hits among them"
 
 
 def _judge_test_rows(minimum: int, metrics: Record) -> Finding:
@@ -46,9 +66,8 @@ def _judge_value(threshold: ValueThreshold, labels: Sequence[str], metrics: Reco
 
 
 def _judge_change(threshold: ChangeThreshold, metrics: Record) -> Finding:
-    what = f"{threshold.metric} of the tuned prompt minus {threshold.baseline}"
-    path = ("comparisons", f"tuned_minus_{threshold.baseline}", threshold.metric)
-    figure = figure_in(at(metrics, path, "the metrics record"), metrics, what, lowest=-1.0)
+    what = _named(threshold.metric, threshold.baseline)
+    figure = _difference(threshold.metric, threshold.baseline, metrics)
     gain = threshold.minimum_gain
     if figure.value < gain:
         return Finding("FAIL", f"{what} is {figure}: the value is below the required gain of {gain:.3f}.", figure)
@@ -59,6 +78,10 @@ def _judge_change(threshold: ChangeThreshold, metrics: Record) -> Finding:
             "INCONCLUSIVE", f"{what} is {figure}: the value reaches the gain of {gain:.3f}, but the interval includes 0.", figure
         )
     return Finding("PASS", f"{what} is {figure}: the value reaches the gain of {gain:.3f} and the interval lies above 0.", figure)
+
+
+def _judge_guard(guard: Guard, metrics: Record) -> Finding:
+    return against_minimum(_difference(guard.metric, guard.baseline, metrics), -guard.maximum_loss, _named(guard.metric, guard.baseline))
 
 
 def _judge_degeneracy(threshold: DegeneracyThreshold, labels: Sequence[str], metrics: Record) -> Finding:
@@ -76,6 +99,16 @@ def _judge_degeneracy(threshold: DegeneracyThreshold, labels: Sequence[str], met
     if share > maximum:
         return Finding("DEGENERATE", f"{said}: too much for a prompt that tells the labels apart.", value=share, n=n)
     return Finding("PASS", f"{said}, and every label is predicted.", value=share, n=n)
+
+
+def _difference(metric: str, baseline: str, metrics: Record) -> Figure:
+    """The paired difference of a metric, tuned prompt minus baseline, within [-1, 1]."""
+    found = at(metrics, ("comparisons", f"tuned_minus_{baseline}", metric), "the metrics record")
+    return figure_in(found, metrics, _named(metric, baseline), lowest=-1.0)
+
+
+def _named(metric: str, baseline: str) -> str:
+    return f"{metric} of the tuned prompt minus {baseline}"
 
 
 def _metric_path(metric: str) -> tuple[str, ...]:

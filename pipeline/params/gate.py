@@ -30,6 +30,17 @@ class ChangeThreshold(Section):
     minimum_gain: Annotated[float, Field(ge=0.0)]
 
 
+class Guard(Section):
+    """A metric of the tuned prompt that may not be more than `maximum_loss` below that of a baseline, on the same rows.
+
+    Judged by the lower end of the paired interval: a fall of more than that has to be ruled out.
+    """
+
+    metric: Literal["accuracy", "macro_f1"]
+    baseline: Literal["hard_prompt", "majority_class"]
+    maximum_loss: Fraction
+
+
 def _distinct_groups(groups: list[str]) -> list[str]:
     """A group compared with itself differs by 0 and would pass any limit."""
     if len(set(groups)) != len(groups):
@@ -102,6 +113,44 @@ class DifferenceThreshold(Section):
         return 0.0 if limit is None else limit
 
 
+class SliceThreshold(Section):
+    """A floor on the share of right answers to the rows of each slice: of each label (`by: label`), or of each listed group.
+
+    `by` names an attribute whose figures are in the fairness record, and `groups` those of its groups that are judged.
+    """
+
+    by: str
+    groups: Annotated[list[str], AfterValidator(_distinct_groups)] = Field(default_factory=list[str])
+    minimum: Fraction
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "SliceThreshold":
+        if (self.by == "label") == bool(self.groups):
+            raise ValueError(
+                f"by {self.by!r} and groups {self.groups} do not go together: list the groups of an attribute, and none for label"
+            )
+        return self
+
+
+class SliceParams(Section):
+    """Floors on slices, with one correction for all of them (Holm) where a slice is found below its floor.
+
+    `significance`: the probability that a prompt whose slices all reach their floors is refused for one of them. Slices of fewer than
+    `minimum_rows` test rows are judged together.
+    """
+
+    significance: OpenFraction
+    minimum_rows: PositiveInt
+    thresholds: list[SliceThreshold]
+
+
+class CostParams(Section):
+    """What one row may cost more with the tuned prompt than with the best hard prompt; null: no limit."""
+
+    maximum_added_milliseconds: float | None
+    maximum_added_tokens: float | None
+
+
 class DegeneracyThreshold(Section):
     """No label may take more than this share of the predictions, and each label must be predicted at least once."""
 
@@ -114,6 +163,9 @@ class GateParams(Section):
     minimum_test_rows: PositiveInt
     value_thresholds: Annotated[list[ValueThreshold], Field(min_length=1)]
     change_thresholds: list[ChangeThreshold]
+    guards: list[Guard]
     group_thresholds: list[GroupThreshold]
     difference_thresholds: list[DifferenceThreshold]
+    slices: SliceParams
     degeneracy: DegeneracyThreshold
+    cost: CostParams

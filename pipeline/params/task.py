@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import ParamsError
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
-from pipeline.params.gate import DifferenceThreshold, GateParams, GroupThreshold, gate_metrics
+from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
 from pipeline.params.ingest import IngestParams
 from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import BaseModelParams, PromptParams
@@ -96,10 +96,18 @@ def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
 
 
 def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
-    """(dotted path, problem) of each change threshold against a hard prompt when there is none."""
-    for index, threshold in enumerate(params.gate.change_thresholds):
-        if threshold.baseline == "hard_prompt" and not params.prompt.hard_prompts:
-            yield f"gate.change_thresholds.{index}.baseline", "prompt.hard_prompts is empty, so there is no hard_prompt; use majority_class"
+    """(dotted path, problem) of each limit against a hard prompt when there is none."""
+    if params.prompt.hard_prompts:
+        return
+    said = "prompt.hard_prompts is empty, so there is no hard_prompt"
+    for kind in ("change_thresholds", "guards"):
+        thresholds: list[ChangeThreshold | Guard] = getattr(params.gate, kind)
+        for index, threshold in enumerate(thresholds):
+            if threshold.baseline == "hard_prompt":
+                yield f"gate.{kind}.{index}.baseline", f"{said}; use majority_class"
+    for name, limit in params.gate.cost:
+        if limit is not None:
+            yield f"gate.cost.{name}", f"{said} to compare the cost with; write null"
 
 
 def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
@@ -109,18 +117,33 @@ def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
         if name not in mapped:
             yield f"assess_fairness.columns.{name}", f"is no group column, ingest.columns.groups defines {mapped}; map the column there"
     defined = params.assess_fairness.defined_groups()
+    for path, attribute, groups in _listed_groups(params.gate):
+        known = defined.get(attribute, [])
+        unknown = [group for group in groups if group not in known]
+        if unknown:
+            yield path, f"names the groups {unknown} of {attribute!r}, assess_fairness.groups.{attribute} defines {known}"
+    for path, labels in _listed_labels(params.gate):
+        strange = [label for label in labels if label not in params.prompt.labels]
+        if strange:
+            yield path, f"names the labels {strange}, prompt.verbalizers defines {list(params.prompt.labels)}"
+
+
+def _listed_groups(gate: GateParams) -> Iterator[tuple[str, str, list[str]]]:
+    """(dotted path, attribute, groups) of everything in the gate that lists groups."""
     for kind in ("group_thresholds", "difference_thresholds"):
-        thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(params.gate, kind)
+        thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(gate, kind)
         for index, threshold in enumerate(thresholds):
-            known = defined.get(threshold.attribute, [])
-            unknown = [group for group in threshold.groups if group not in known]
-            if unknown:
-                where = f"assess_fairness.groups.{threshold.attribute}"
-                yield f"gate.{kind}.{index}", f"names the groups {unknown} of {threshold.attribute!r}, {where} defines {known}"
-            labels = threshold.labels if isinstance(threshold, DifferenceThreshold) else [threshold.label] if threshold.label else []
-            strange = [label for label in labels if label not in params.prompt.labels]
-            if strange:
-                yield f"gate.{kind}.{index}", f"names the labels {strange}, prompt.verbalizers defines {list(params.prompt.labels)}"
+            yield f"gate.{kind}.{index}", threshold.attribute, threshold.groups
+    for index, floor in enumerate(gate.slices.thresholds):
+        yield f"gate.slices.thresholds.{index}", floor.by, floor.groups
+
+
+def _listed_labels(gate: GateParams) -> Iterator[tuple[str, list[str]]]:
+    """(dotted path, labels) of each threshold on groups that names labels."""
+    for index, floor in enumerate(gate.group_thresholds):
+        yield f"gate.group_thresholds.{index}", [floor.label] if floor.label else []
+    for index, difference in enumerate(gate.difference_thresholds):
+        yield f"gate.difference_thresholds.{index}", difference.labels
 
 
 SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())

@@ -4,17 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageInputError
+from pipeline.gates.cost_checks import cost_checks
 from pipeline.gates.data_checks import drift_checks, leakage_checks
 from pipeline.gates.decision import decide
 from pipeline.gates.fairness_checks import fairness_checks
 from pipeline.gates.metrics_checks import metrics_checks
+from pipeline.gates.slice_checks import slice_checks
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_json, sha256_file, write_json
 
+HASHED = ("metrics", "fairness", "leakage", "drift")  # the score report holds times, with which no two gate records would be equal
+
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Write `gate` from the four records it reads and return it. Raises StageInputError when they are not of this task or of one test split."""
+    """Write `gate` from the records it reads and return it. Raises StageInputError when they are not of this task or of one test split."""
     task = outputs.gate.parent.name
     metrics, fairness = _read(inputs.metrics, task), _read(inputs.fairness, task)
     if metrics.get("n") != fairness.get("n"):
@@ -24,6 +28,8 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         )
     checks = metrics_checks(params.gate, params.prompt.labels, metrics)
     checks += fairness_checks(params.gate, params.assess_fairness, params.prompt.labels, fairness)
+    checks += slice_checks(params.gate, params.prompt.labels, metrics, fairness)
+    checks += cost_checks(params.gate, read_json(inputs.score_report), metrics)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     decision, reasons = decide(checks)
     report = {
@@ -31,7 +37,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         "decision": decision,
         "reasons": reasons,
         "checks": checks,
-        "inputs": {f"{name}_sha256": sha256_file(getattr(inputs, name)) for name in ("metrics", "fairness", "leakage", "drift")},
+        "inputs": {f"{name}_sha256": sha256_file(getattr(inputs, name)) for name in HASHED},
     }
     write_json(outputs.gate, report)
     return report

@@ -26,6 +26,9 @@ SECTIONS: dict[str, Any] = {
     "group_thresholds": [],
     "difference_thresholds": [],
     "degeneracy": {"maximum_prediction_share": 0.9},
+    "guards": [],
+    "slices": {"significance": 0.05, "minimum_rows": 50, "thresholds": []},
+    "cost": {"maximum_added_milliseconds": None, "maximum_added_tokens": None},
 }
 
 

@@ -12,7 +12,7 @@ from pipeline.layout import Layout, stage_named
 from pipeline.params import GateParams, TaskParams, load_task
 from pipeline.records import sha256_file, write_json, write_parquet
 from pipeline.stages import assess_fairness, evaluate, gate
-from tests.evaluation.scored_rows import long_frame, noisy
+from tests.evaluation.scored_rows import LABELS, long_frame, noisy
 
 ROOT = Path(__file__).parents[2]
 AIRLINES = ("united", "usairways", "americanair", "southwestair", "jetblue", "virginamerica")
@@ -53,6 +53,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
         pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), NO_LEAKS)
         write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
         write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
+        write_json(layout.path("score_report"), {"rows": rows})
         for name, module in (("evaluate", evaluate), ("assess_fairness", assess_fairness), ("gate", gate)):
             stage = stage_named(name)
             report = module.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))
@@ -76,7 +77,7 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     }
     rule: GateParams = params.gate
     groups = sum(len(threshold.groups) for threshold in rule.group_thresholds)
-    planned = 4 + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
+    planned = 4 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
     assert len(report["checks"]) == planned
 
 

@@ -32,6 +32,9 @@ def gate(**changes: object) -> GateParams:
         "group_thresholds": [{"attribute": "airline", "metric": "accuracy", "groups": ["united", "jetblue"], "minimum": 0.4}],
         "difference_thresholds": [{"attribute": "airline", "metric": "accuracy", "groups": ["united", "jetblue"], "maximum": 0.4}],
         "degeneracy": {"maximum_prediction_share": 0.9},
+        "guards": [],
+        "slices": {"significance": 0.05, "minimum_rows": 50, "thresholds": []},
+        "cost": {"maximum_added_milliseconds": None, "maximum_added_tokens": None},
     }
     return GateParams.model_validate({**sections, **changes})
 

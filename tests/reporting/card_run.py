@@ -123,6 +123,9 @@ def _params(replicates: int, floor: float) -> TaskParams:
         "group_thresholds": [{"attribute": "airline", "metric": "accuracy", "groups": list(GROUPS[:5]), "minimum": floor}],
         "difference_thresholds": [],
         "degeneracy": {"maximum_prediction_share": 0.9},
+        "guards": [],
+        "slices": {"significance": 0.05, "minimum_rows": 50, "thresholds": []},
+        "cost": {"maximum_added_milliseconds": None, "maximum_added_tokens": None},
     }
     fairness = {
         "groups": {"airline": {"derived_from": "text", "patterns": {name: rf"(?i)@{name}\b" for name in GROUPS}}},

@@ -4,7 +4,10 @@
 
 Rows are put together from runs of words of the demo's tweets, so they have real words, real runs of characters and hardly a near-duplicate. Every
 measurement is a process of its own, and its peak memory is all of that process's, libraries included. Split holds clustering and
-the leakage check; near-duplicates is clustering alone. Results: `benchmarks/results/data.json`, `.md` and `.png`.
+the leakage check; near-duplicates is clustering alone. Results: `benchmarks/results/data.json`, `.md` and `.png`, written size by size.
+
+A million rows take long. With `--keep` a call measures some sizes, or none (`--sizes --keep`: the tweets), and keeps what the results file has of the others, provided
+that the machine and the libraries are the same; each row says on which commit it was measured.
 """
 
 import argparse
@@ -25,9 +28,11 @@ import torch
 from benchmarks.data_stage import TASK, stage_params
 from benchmarks.drawing import Panel, goals_table, table, with_spread
 from benchmarks.measuring import goal, spread
-from benchmarks.recording import RESULTS, write_results
+from benchmarks.recording import RESULTS, describe_machine, write_results
 from pipeline.data.sources import read_source
 from pipeline.layout import PARAMS_FILE, find_root
+from pipeline.lineage import code_identity
+from pipeline.records import read_json
 
 TITLE = "Data stages: speed, memory, growth"
 STEPS = ("ingest", "validate", "near_duplicates", "split")
@@ -68,28 +73,43 @@ def measure(step: str, folder: Path) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "process_seconds": time.perf_counter() - began}
 
 
-def measure_sizes(sizes: Sequence[int], repetitions: int) -> list[Row]:
-    """A row for each size and step: rows/s of the step, and the peak memory of its process."""
+def measure_size(size: int, repetitions: int) -> list[Row]:
+    """A row for each step over `size` rows: rows/s of the step, and the peak memory of its process."""
     found: list[Row] = []
-    for size in sizes:
-        with TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / PARAMS_FILE).touch()  # what a stage takes for the root
-            synthesise(folder / "rows.csv", size)
-            for step in STEPS:
-                runs = [measure(step, folder) for _ in range(repetitions)]
-                found.append(
-                    {
-                        "step": step,
-                        "rows": size,
-                        "seconds": spread([run["seconds"] for run in runs]),
-                        "cpu_seconds": spread([run["cpu_seconds"] for run in runs]),
-                        "rows_per_second": spread([size / run["seconds"] for run in runs]),
-                        "peak_gibibytes": spread([run["peak_bytes"] / GIBIBYTE for run in runs]),
-                    }
-                )
-                print(f"{step:16} {size:>9,} rows {with_spread(found[-1]['seconds'])} s, {found[-1]['peak_gibibytes']['median']:.2f} GiB")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / PARAMS_FILE).touch()  # what a stage takes for the root
+        synthesise(folder / "rows.csv", size)
+        for step in STEPS:
+            runs = [measure(step, folder) for _ in range(repetitions)]
+            found.append(
+                {
+                    "step": step,
+                    "rows": size,
+                    "seconds": spread([run["seconds"] for run in runs]),
+                    "cpu_seconds": spread([run["cpu_seconds"] for run in runs]),
+                    "rows_per_second": spread([size / run["seconds"] for run in runs]),
+                    "peak_gibibytes": spread([run["peak_bytes"] / GIBIBYTE for run in runs]),
+                    "commit": _commit(),
+                }
+            )
+            print(
+                f"{step:16} {size:>9,} rows {with_spread(found[-1]['seconds'])} s, {found[-1]['peak_gibibytes']['median']:.2f} GiB",
+                flush=True,
+            )
     return found
+
+
+def kept(path: Path, sizes: Sequence[int]) -> tuple[list[Row], Row]:
+    """The rows of other sizes than `sizes`, and the figures of the tweets, of an earlier call on this machine with these libraries."""
+    before = read_json(path)
+    if before["machine"] != describe_machine(torch.device("cpu")):
+        raise SystemExit(f"{path} was measured on another machine or with other libraries, so its rows do not belong beside new ones.")
+    return [row for row in before["rows"] if row["rows"] not in sizes], before["tweets"]
+
+
+def _commit() -> str | None:
+    return code_identity(Path(__file__).parent)["commit"]
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -115,6 +135,8 @@ def measure_tweets(repetitions: int) -> dict[str, Any]:
     if not all(run["agree"] for run in judged):
         raise SystemExit("Great Expectations and pandas disagree on a check of the raw rows; the comparison would be of different work.")
     return {
+        "commit": _commit(),
+        "rows": judged[0]["rows"],
         "validate_process_seconds": spread([run["process_seconds"] for run in validate]),
         "validate_cpu_seconds": spread([run["cpu_seconds"] for run in validate]),
         "validate_seconds": spread([run["seconds"] for run in validate]),
@@ -168,7 +190,7 @@ def tables(
         table(header, lines),
         "Exponent of CPU seconds over rows (1: linear), fitted to all sizes and between the two largest:",
         table(["step", "all sizes", "two largest"], growth),
-        "All tweets of the demo's source, seconds:",
+        f"All {tweets['rows']:,} tweets of the demo's source, seconds:",
         table(["what", "seconds"], checks),
     ]
 
@@ -186,23 +208,34 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 def make_parser() -> argparse.ArgumentParser:
     """The command line of this part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="rows to synthesise")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="rows to synthesise")
     parser.add_argument("--repetitions", type=int, default=1, help="processes for each measurement")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the sizes of the results file that this call does not measure, and the tweets"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and write the results."""
-    tweets = measure_tweets(options.repetitions)
-    rows = measure_sizes(options.sizes, options.repetitions)
+    """Measure size by size, and write what there is after each, so that an interrupted run keeps it."""
+    rows, tweets = kept(options.output / "data.json", options.sizes) if options.keep else ([], None)
+    if tweets is None or not options.sizes:
+        tweets = measure_tweets(options.repetitions)
+        _write(options, rows, tweets)
+    for size in options.sizes:
+        rows = sorted([*rows, *measure_size(size, options.repetitions)], key=lambda row: (row["rows"], STEPS.index(row["step"])))
+        _write(options, rows, tweets)
+
+
+def _write(options: argparse.Namespace, rows: Sequence[Row], tweets: Row) -> None:
     slopes, reached = exponents(rows), goals(rows, tweets)
     write_results(
         "data",
         title=TITLE,
         device=torch.device("cpu"),
-        settings={"task": TASK, "sizes": options.sizes, "repetitions": options.repetitions, "run_of_words": RUN_OF_WORDS},
-        found={"goals": reached, "rows": rows, "exponents": slopes, "tweets": tweets},
+        settings={"task": TASK, "run_of_words": RUN_OF_WORDS},
+        found={"goals": reached, "rows": list(rows), "exponents": slopes, "tweets": tweets},
         tables=tables(rows, slopes, tweets, reached),
         panels=panels(rows),
         columns=2,

@@ -81,6 +81,7 @@ def judge_twice(folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     plain = [PLAIN[check.expectation](suite.frame, check.arguments) for check in suite.checks]
     return {
+        "rows": len(rows),
         "checks": len(plain),
         "great_expectations_seconds": judged,
         "import_seconds": imported,

@@ -1,11 +1,13 @@
 """The data benchmark's own parts: rows that are hardly duplicates, exponents, and pandas asking what Great Expectations asks."""
 
 import csv
+import json
 
 import pandas as pd
 import pytest
 
-from benchmarks.data import exponents, goals, synthesise
+from benchmarks import data
+from benchmarks.data import exponents, goals, kept, make_parser, run, synthesise
 from benchmarks.data_stage import PLAIN, stage_params
 from benchmarks.measuring import spread
 from pipeline.data.deduplication import normalise
@@ -41,6 +43,38 @@ def test_the_memory_goal_is_that_of_a_million_rows():
     assert (memory["value"], memory["reached"]) == (2.5, False)
     assert seconds["reached"]
     assert len(goals(rows[:1], tweets)) == 1
+
+
+def measured(size):
+    figures = ("seconds", "cpu_seconds", "rows_per_second", "peak_gibibytes")
+    return [{"step": step, "rows": size, **{name: spread([float(size)]) for name in figures}} for step in data.STEPS]
+
+
+def test_a_call_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
+    keys = ("great_expectations_seconds", "import_seconds", "pandas_seconds", "validate_seconds", "validate_cpu_seconds")
+    tweets = {name: spread([1.0]) for name in (*keys, "validate_process_seconds")} | {"rows": 7, "checks": 3}
+    monkeypatch.setattr(data, "measure_size", lambda size, repetitions: measured(size))
+    monkeypatch.setattr(data, "panels", lambda rows: [])  # drawing takes seconds
+    monkeypatch.setattr(data, "measure_tweets", lambda repetitions: tweets | {"times": repetitions})
+
+    def call(*arguments):
+        run(make_parser().parse_args([*arguments, "--output", str(tmp_path)]))
+        return json.loads((tmp_path / "data.json").read_text())
+
+    def sizes(record):
+        return [row["rows"] for row in record["rows"] if row["step"] == "split"]
+
+    assert sizes(call("--sizes", "200", "100")) == [100, 200]
+    record = call("--sizes", "10", "200", "--keep", "--repetitions", "2")
+    assert sizes(record) == [10, 100, 200]
+    assert len(record["rows"]) == 3 * len(data.STEPS)
+    assert record["tweets"]["times"] == 1
+    record = call("--sizes", "--keep", "--repetitions", "2")
+    assert (sizes(record), record["tweets"]["times"]) == ([10, 100, 200], 2)
+    record["machine"]["cores"] = 1000
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="another machine"):
+        kept(tmp_path / "data.json", [])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.dvc_cache import check_not_handed_out_altered, versioned_source
 from flows.settings import state_folder
 from flows.stage_process import run_stage
 from flows.terminal import answer, say, table
@@ -18,7 +19,7 @@ from pipeline.errors import SourceError, StageInputError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, Layout, find_root, stage_named
 from pipeline.params import FileSource, TaskParams
 from pipeline.params_file import read_yaml, replace_source
-from pipeline.records import checksum_file, read_json, replacing_file, verify_parquet
+from pipeline.records import checksum_file, read_json, replacing_file, sha256_file, verify_parquet
 
 INGEST = "ingest"
 SOURCES = "data/sources"
@@ -42,6 +43,7 @@ def add_file(task: str, file: Path, *, encoding: str | None = None, delimiter: s
         former = _former_raw(root, task, folder)
         with replacing_file(root / path) as copy:
             shutil.copyfile(file, copy)
+        _write_checksum(root / path)
         dvc_add(root, path)
         with replacing_file(root / PARAMS_FILE) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -58,10 +60,8 @@ def refresh(task: str) -> int:
     with _scratch(root) as folder:
         former = _former_raw(root, task, folder)
         say(f"Reading the source of {task} again ...")
-        run_stage(root=root, task=task, stage=INGEST, screen=sys.stderr.buffer, force=True)
-        source = params.ingest.source
-        if isinstance(source, FileSource) and (root / f"{source.path}.dvc").is_file():
-            dvc_add(root, source.path)
+        with _accepted(root, task, params):
+            run_stage(root=root, task=task, stage=INGEST, screen=sys.stderr.buffer, force=True)
         changed = _say_changes(root, task, former, params)
     if changed:
         answer(f"To keep this version: git add {LOCK_FILE} && git commit. `promptmill run {task}` tunes on it.")
@@ -109,6 +109,35 @@ def dvc_add(root: Path, path: str) -> None:
         )
 
 
+@contextmanager
+def _accepted(root: Path, task: str, params: TaskParams) -> Generator[None]:
+    """Take a versioned source file as it lies there for what was meant, and version it, unless the block fails.
+
+    Raises WorkspaceError when it is what an altered object of DVC's cache holds, which nobody meant.
+    """
+    path = versioned_source(root, params)
+    if path is None:
+        yield
+        return
+    check_not_handed_out_altered(root, task, path)
+    checksum = checksum_file(root / path)
+    before = checksum.read_bytes() if checksum.is_file() else None
+    if (root / path).is_file():
+        _write_checksum(root / path)
+    try:
+        yield
+    except BaseException:
+        checksum.unlink(missing_ok=True) if before is None else checksum.write_bytes(before)
+        raise
+    dvc_add(root, path)
+
+
+def _write_checksum(path: Path) -> None:
+    """The sha256 of a source file beside it: git holds it, and every read of the file is compared with it."""
+    with replacing_file(checksum_file(path)) as temporary:
+        temporary.write_text(f"{sha256_file(path)}  {path.name}\n", encoding="utf-8")
+
+
 def _params_text(root: Path, task: str, params: TaskParams, source: Mapping[str, str]) -> str:
     """params.yaml with this source; what an earlier file of the same format was given (encoding, delimiter) is kept."""
     path = root / PARAMS_FILE
@@ -135,8 +164,11 @@ def _try_to_read(folder: Path, task: str, file: Path, text: str) -> None:
 
 
 def _former_raw(root: Path, task: str, folder: Path) -> RawTable | None:
-    """A copy of the raw table as it is before it is replaced, None when there is none that is intact."""
+    """A copy of the raw table as it is before it is replaced, or as DVC's cache has it; None when there is none that is intact."""
     raw, copy = Layout(root, task).path("raw"), folder / "former.parquet"
+    if not raw.exists():  # DVC removes it before ingest runs, so it is gone after a run that failed, and in a new clone
+        command = [sys.executable, "-m", "dvc", "checkout", "--quiet", str(raw), str(checksum_file(raw))]
+        subprocess.run(command, cwd=root, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     try:
         sha256 = verify_parquet(raw)
     except StageInputError as error:

@@ -10,23 +10,31 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flows.terminal import answer
 from flows.workspace import LOCK_FILE, check_checkout
 from pipeline.errors import StageInputError, WorkspaceError
 from pipeline.layout import FILES, Layout, find_root
+from pipeline.params import FileSource, TaskParams
+from pipeline.params_file import read_yaml
 from pipeline.records import checksum_file, remove_parquet, verify_parquet
 from pipeline.registry.tracking import locked_outputs, read_lock
 
+POINTER_SUFFIX = ".dvc"  # beside a file that `dvc add` versioned
 DIRECTORY = ".dir"  # DVC's suffix of the md5 of a folder, whose object lists the files as JSON
 
 
 def repair_task(task: str) -> int:
     """Remove altered copies of the task's files from the cache and the checkout, and say which; returns the exit code."""
     root = find_root(Path.cwd())
-    check_checkout(root, task)
+    params = check_checkout(root, task)
     outputs = locked_outputs(read_lock(root / LOCK_FILE), task)
-    objects = dict(_objects(cache_folder(root), outputs))
+    source = versioned_source(root, params)
+    if source is not None:
+        outputs[source] = pointed_md5(root, source)
+    cache = cache_folder(root)
+    objects = dict(_objects(cache, outputs))
     altered = [(path, name) for path, (md5, name) in objects.items() if path.is_file() and md5_file(path) != md5]
     for path, _ in altered:
         path.unlink()
@@ -38,7 +46,54 @@ def repair_task(task: str) -> int:
         )
     else:
         answer(f"Nothing to repair: {len(objects)} cached files of {task} and its tables in the checkout are as they were written.")
+    if source is not None:
+        _advise(root, task, source, cache)
     return 0
+
+
+def versioned_source(root: Path, params: TaskParams) -> str | None:
+    """The path of the task's source, from the root, where it is a file that `dvc add` versioned; else None."""
+    source = params.ingest.source
+    if isinstance(source, FileSource) and "://" not in source.path and (root / f"{source.path}{POINTER_SUFFIX}").is_file():
+        return source.path
+    return None
+
+
+def pointed_md5(root: Path, path: str) -> str:
+    """DVC's md5 of a file that `dvc add` versioned; raises WorkspaceError when what lies beside it does not say it."""
+    pointer = root / f"{path}{POINTER_SUFFIX}"
+    document: Any = read_yaml(pointer)
+    try:
+        return str(document["outs"][0]["md5"])
+    except (KeyError, IndexError, TypeError):
+        raise WorkspaceError(f"{pointer} names no md5. Restore it from git, or add the file again with `promptmill data add`.") from None
+
+
+def check_not_handed_out_altered(root: Path, task: str, path: str) -> None:
+    """Raise WorkspaceError when a versioned file is not what was added but what an altered object of DVC's cache holds."""
+    md5, found = pointed_md5(root, path), md5_file(root / path) if (root / path).is_file() else None
+    object_path = cached_object(cache_folder(root), md5)
+    if found not in (None, md5) and object_path.is_file() and md5_file(object_path) == found:
+        raise WorkspaceError(
+            f"{path} is a copy of {object_path}, which was altered: its md5 is {found}, added was {md5}. Run `promptmill data repair {task}`."
+        )
+
+
+def _advise(root: Path, task: str, path: str, cache: Path) -> None:
+    """Say how a versioned source file that is gone or is not what was added comes back; it may hold a change that is meant, so it is left."""
+    md5 = pointed_md5(root, path)
+    if (root / path).is_file() and md5_file(root / path) == md5:
+        if not cached_object(cache, md5).is_file():
+            answer(f"{path} itself is intact; `dvc add {path}` puts it into the cache again.")
+        return
+    if cached_object(cache, md5).is_file():
+        back = f"`dvc checkout {path}{POINTER_SUFFIX}`"
+    else:
+        back = f"`dvc pull {path}{POINTER_SUFFIX}` where a remote holds it, else `promptmill data add {task} FILE` with the original"
+    back = f"delete it and run {back}"  # DVC takes a file whose time and size did not change for unchanged
+    answer(
+        f"{path} is not the file that was added. To have that back, {back}. If the change is meant, run `promptmill data refresh {task}`."
+    )
 
 
 def cache_folder(root: Path) -> Path:

@@ -1,14 +1,22 @@
-"""Places: local paths, links, URLs through fsspec (memory, file, http, S3), and what is told when one cannot be reached."""
+"""Places: local paths, links, URLs through fsspec (memory, file, http, https, S3), and what is told when one cannot be reached."""
 
+import datetime
 import functools
 import hashlib
 import http.server
+import ipaddress
 import os
+import ssl
+import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import fsspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.errors import SourceError
 from tests.data.source_reading import read
@@ -47,6 +55,21 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
         read({"path": "/dev/zero", "format": "csv"}, root=tmp_path)
 
 
+def test_a_checksum_beside_the_file_is_verified(tmp_path):
+    (tmp_path / "in.csv").write_bytes(PLAIN)
+    sha256 = hashlib.sha256(PLAIN).hexdigest()
+    checksum = tmp_path / "in.csv.sha256"
+    for content in (f"{sha256}  in.csv\n", f"{sha256.upper()} *in.csv\n", sha256):
+        checksum.write_text(content)
+        assert labels({"path": "in.csv"}, root=tmp_path)[0] == ["positive", "negative"]
+    checksum.write_text(f"{'0' * 64}  in.csv\n")
+    with pytest.raises(SourceError, match=rf"in\.csv was altered: its sha256 is {sha256}, recorded beside it is 0{{64}}\."):
+        read({"path": "in.csv"}, root=tmp_path)
+    checksum.write_text("in.csv: fine\n")
+    with pytest.raises(SourceError, match=r"in\.csv\.sha256 does not begin with a sha256"):
+        read({"path": "in.csv"}, root=tmp_path)
+
+
 def test_memory_and_file_urls(tmp_path):
     with fsspec.open("memory://source-places/in.csv", "wb") as stream:
         stream.write(PLAIN)
@@ -57,27 +80,73 @@ def test_memory_and_file_urls(tmp_path):
         assert facts.description == f"{url} (utf-8)"
 
 
-@pytest.fixture
-def web(tmp_path):
-    """A web server of its own over `tmp_path`."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *_: None
+@contextmanager
+def serving(folder, context=None):
+    """The address of a web server of its own over `folder`, behind TLS where a context is given."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"{'http' if context is None else 'https'}://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def test_the_web(tmp_path, web):
+def test_the_web(tmp_path):
     (tmp_path / "in.csv").write_bytes(PLAIN)
-    found, facts = labels({"path": f"{web}/in.csv?signature=secret"}, root=tmp_path)
-    assert found == ["positive", "negative"]
-    assert facts.description == f"{web}/in.csv (utf-8)"
-    with pytest.raises(SourceError, match=r"other\.csv does not exist") as caught:
-        read({"path": f"{web}/other.csv?signature=secret"}, root=tmp_path)
-    assert "secret" not in str(caught.value)
+    with serving(tmp_path) as web:
+        found, facts = labels({"path": f"{web}/in.csv?signature=secret"}, root=tmp_path)
+        assert found == ["positive", "negative"]
+        assert facts.description == f"{web}/in.csv (utf-8)"
+        with pytest.raises(SourceError, match=r"other\.csv does not exist") as caught:
+            read({"path": f"{web}/other.csv?signature=secret"}, root=tmp_path)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_refuses_is_not_said_to_lack_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "send_head", lambda self: self.send_error(403))
+    with serving(tmp_path) as web, pytest.raises(SourceError, match=r"in\.csv cannot be read \(.*403.*the credentials"):
+        read({"path": f"{web}/in.csv"}, root=tmp_path)
+
+
+def make_certificate(folder):
+    """A key with a certificate for 127.0.0.1 that it signed itself; returns the two files."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "promptmill")])
+    until = now + datetime.timedelta(hours=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, until)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    pem = serialization.Encoding.PEM
+    (folder / "certificate.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+READ_OVER_TLS = """
+import sys
+from pathlib import Path
+from tests.data.source_reading import read
+print(len(read({"path": sys.argv[1]}, root=Path())[0]), "rows")
+"""
+
+
+def test_the_web_behind_tls_and_a_certificate_that_nobody_vouches_for(tmp_path, repo_root):
+    (tmp_path / "in.csv").write_bytes(PLAIN)
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving(tmp_path, context) as web:
+        with pytest.raises(SourceError, match=r"in\.csv cannot be read \(.*certificate verify failed"):
+            read({"path": f"{web}/in.csv"}, root=tmp_path)
+        # A process of its own: what is trusted is read once, at import.
+        environment = {**os.environ, "PYTHONPATH": str(repo_root), "SSL_CERT_FILE": str(certificate)}
+        command = [sys.executable, "-c", READ_OVER_TLS, f"{web}/in.csv"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("2 rows\n", "")
 
 
 def test_a_web_server_that_is_not_there(tmp_path):

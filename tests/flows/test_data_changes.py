@@ -12,6 +12,7 @@ from flows import cli
 from flows.retrain import stale_stages
 from flows.source_file import source_changed
 from flows.stage_process import run_stage
+from pipeline.errors import StageFailed
 from pipeline.layout import FILES, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json, read_parquet, sha256_file
@@ -49,8 +50,9 @@ def test_a_file_becomes_the_source_and_both_are_versioned(data_checkout: Path, t
     md5 = YAML(typ="safe").load(data_checkout / f"{path}.dvc")["outs"][0]["md5"]
     assert (data_checkout / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).read_bytes() == (tmp_path / "new.csv").read_bytes()
     assert sorted(changes_in_git(data_checkout)) == [
-        " M dvc.lock", " M params.yaml", f"?? data/sources/{TASK}/.gitignore", f"?? {path}.dvc",
+        " M dvc.lock", " M params.yaml", f"?? data/sources/{TASK}/.gitignore", f"?? {path}.dvc", f"?? {path}.sha256",
     ]  # fmt: skip
+    assert subprocess.run(["sha256sum", "--check", "new.csv.sha256"], cwd=(data_checkout / path).parent, check=False).returncode == 0
     assert raw_object(data_checkout).is_file()
     assert not source_changed(data_checkout, TASK, load_task(data_checkout / "params.yaml", TASK))
     assert list((data_checkout / ".promptmill").glob("data-*")) == []
@@ -115,6 +117,25 @@ def test_a_refresh_that_fails_leaves_the_former_data_to_be_restored(data_checkou
     assert changes_in_git(data_checkout) == [" M rows.csv"]
     assert run_stage(root=data_checkout, task=TASK, stage="ingest", screen=io.BytesIO()).outcome == "restored"
     assert sha256_file(raw) == before
+
+
+def test_a_changed_source_file_is_read_only_when_that_is_said(data_checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_rows(tmp_path / "new.csv", ROWS)
+    assert promptmill("add", TASK, str(tmp_path / "new.csv")) == 0
+    added = data_checkout / "data/sources" / TASK / "new.csv"
+    write_rows(added, CHANGED)
+    assert stale_stages(data_checkout, TASK) == ["ingest"]
+    with pytest.raises(StageFailed, match=r"new\.csv was altered: its sha256 is .*`promptmill data refresh TASK` accepts it"):
+        run_stage(root=data_checkout, task=TASK, stage="ingest", screen=io.BytesIO(), force=True)
+    capsys.readouterr()
+    assert promptmill("refresh", TASK) == 0
+    assert "1 added, 10 removed, 1 relabelled" in capsys.readouterr().out
+    assert promptmill("refresh", TASK) == 0
+    assert "nothing changed" in capsys.readouterr().out
+    added.write_bytes(b"text,sentiment\n")
+    recorded = added.with_name("new.csv.sha256").read_text()
+    assert promptmill("refresh", TASK) == 1
+    assert added.with_name("new.csv.sha256").read_text() == recorded, "what cannot be read is not accepted"
 
 
 def test_two_versions_are_told_apart_through_the_cache(data_checkout: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,15 +1,20 @@
 """Where a file source lies: inside an installed package, on this machine, or behind a URL that fsspec opens."""
 
+import hashlib
 import importlib.util
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.data.sources.wording import in_one_line
 from pipeline.errors import SourceError
 from pipeline.params import FileSource, PackageFileSource
+from pipeline.records import checksum_file
 
+_RECORDED = re.compile(rb"\\?([0-9a-fA-F]{64})(?:\s.*)?", re.DOTALL)
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> our extra that brings what fsspec needs for it
 
 
@@ -27,7 +32,10 @@ def public_path(path: str) -> str:
 
 @contextmanager
 def opened(source: PackageFileSource | FileSource, *, root: Path) -> Generator[tuple[BinaryIO, str]]:
-    """Yield (the file's bytes from its start, its name in errors); raises SourceError when there is no such file."""
+    """Yield (the file's bytes from its start, its name in errors).
+
+    Raises SourceError when there is no such file, or when it is not the one whose sha256 stands in a file `<name>.sha256` beside it.
+    """
     if "://" in source.path and isinstance(source, FileSource):
         with _open_url(source.path) as stream:
             yield stream, public_path(source.path)
@@ -38,6 +46,8 @@ def opened(source: PackageFileSource | FileSource, *, root: Path) -> Generator[t
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     with stream:
+        if isinstance(source, FileSource) and checksum_file(path).is_file():
+            _verify(stream, path)
         yield stream, str(path)
 
 
@@ -57,6 +67,23 @@ def locate(source: PackageFileSource | FileSource, *, root: Path) -> Path:
             f"{path} is a device, pipe or socket, expected a file of rows. Store the rows in a file and name it in ingest.source.path."
         )
     return path
+
+
+def _verify(stream: BinaryIO, path: Path) -> None:
+    """Compare the bytes with their checksum, as `sha256sum` writes it, and go back to their start."""
+    checksum = checksum_file(path)
+    match = _RECORDED.fullmatch(checksum.read_bytes())
+    if match is None:
+        raise SourceError(
+            f"{checksum} does not begin with a sha256, so {path} cannot be verified. Write it with `sha256sum`, or delete it."
+        )
+    found, recorded = hashlib.file_digest(stream, "sha256").hexdigest(), match[1].decode().lower()
+    if found != recorded:
+        raise SourceError(
+            f"{path} was altered: its sha256 is {found}, recorded beside it is {recorded}. If the change is meant, `promptmill data refresh TASK` "
+            f"accepts it. If not, put the file back: `promptmill data repair TASK` says how when DVC versions it."
+        )
+    stream.seek(0)
 
 
 def _package_folder(package: str, path: str) -> Path:
@@ -99,12 +126,21 @@ def _open_url(url: str) -> Generator[BinaryIO]:
         stream = filesystem.open(path, "rb")
     except SourceError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _is_no_absence(error.__cause__):
+            raise unreadable_url(name, cast(Exception, error.__cause__)) from None
         raise SourceError(f"{name} does not exist. Correct ingest.source.path, or put the file there.") from None
     except Exception as error:  # noqa: BLE001 - as above
         raise unreadable_url(name, error) from None
     with stream:
         yield cast(BinaryIO, stream)
+
+
+def _is_no_absence(cause: BaseException | None) -> bool:
+    """Whether fsspec calls something else a missing file: over http(s) it does so for a certificate, a refusal or a broken server too."""
+    status = getattr(cause, "status", None)
+    broken = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    return broken or (isinstance(status, int) and status not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE))
 
 
 def unreadable_url(name: str, error: Exception) -> SourceError:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from http import HTTPStatus
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -69,7 +70,7 @@ def locate(source: PackageFileSource | FileSource, *, root: Path) -> Path:
     return path
 
 
-def _verify(stream: BinaryIO, path: Path) -> None:
+def _verify(stream: BufferedReader, path: Path) -> None:
     """Compare the bytes with their checksum, as `sha256sum` writes it, and go back to their start."""
     checksum = checksum_file(path)
     match = _RECORDED.fullmatch(checksum.read_bytes())

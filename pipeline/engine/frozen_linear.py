@@ -19,7 +19,7 @@ class FrozenLinear(torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
         trained = any(parameter.requires_grad for parameter in self.parameters(recurse=False))
-        if trained or input.numel() == 0 or input.dtype != torch.float32:
+        if trained or torch.compiler.is_compiling() or input.numel() == 0 or input.dtype != torch.float32:
             return super().forward(input)
         return cast(torch.Tensor, _Product.apply(input, self.weight, self.bias))
 

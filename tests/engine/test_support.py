@@ -78,6 +78,7 @@ def test_each_combination_is_answered_as_the_tables_say(method, architecture):
 
 # Speech and music: as a causal language model transformers loads their decoder alone, which has no text to read.
 NOT_OF_TEXT = {"musicgen", "musicgen_melody", "whisper"}
+WITHOUT_DEFAULT = {"encoder-decoder", "gemma4_assistant"}  # they are made of other configs, with transformers 5.17 the first one too
 
 
 def test_what_a_config_states_is_what_loading_finds():
@@ -85,7 +86,7 @@ def test_what_a_config_states_is_what_loading_finds():
     tables = [getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES") for name in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM")]
     told: dict[str, set[str]] = {architecture: set() for architecture in ARCHITECTURES}
     encoders: set[str] = set()
-    for kind in sorted({kind for table in tables for kind in table} - NOT_OF_TEXT - {"gemma4_assistant"}):  # it has no default config
+    for kind in sorted({kind for table in tables for kind in table} - NOT_OF_TEXT - WITHOUT_DEFAULT):
         config = CONFIG_MAPPING[kind]()
         try:
             found = architecture_of(config, kind)
@@ -97,7 +98,7 @@ def test_what_a_config_states_is_what_loading_finds():
             stated = architecture_stated(config.to_diff_dict())
             assert stated in (None, found), f"{kind} as {name}: {stated}, loaded as {found}"
             told[stated or found] |= {kind} if stated else set()
-    assert told["encoder"] == encoders == ENCODER_FAMILIES
+    assert told["encoder"] == encoders == ENCODER_FAMILIES & set(CONFIG_MAPPING)  # 5.17 does not know all families yet
     assert {"t5", "bart", "mbart", "pegasus"} <= told["encoder_decoder"]
     assert {"llama", "qwen3", "gpt2", "mistral", "gemma2", "bloom"} <= told["decoder"]
 

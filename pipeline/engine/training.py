@@ -231,9 +231,12 @@ def train(
             on_record(record)
         _fail_on_problems(running, new, settings)
 
+    clock, resumed_at = time.perf_counter(), step
     while step < settings.maximum_steps and any(trial.active for trial in running):
-        emit(take_step(learner, [trial for trial in running if trial.active], step, settings))
+        taken = take_step(learner, [trial for trial in running if trial.active], step, settings)
         step += 1
+        left = (time.perf_counter() - clock) / (step - resumed_at) * (settings.maximum_steps - step)
+        emit([{**record, "seconds_left": left} if record["event"] == "step" else record for record in taken])
         if any(trial.active for trial in running) and (step % settings.evaluate_every == 0 or step == settings.maximum_steps):
             emit(evaluate(learner, running, validation, step, settings))
         finished = step == settings.maximum_steps or not any(trial.active for trial in running)

@@ -16,7 +16,7 @@ from pipeline.engine.peft_adapter import save_peft_module
 from pipeline.engine.peft_learner import PeftLearner
 from pipeline.engine.ranking import values_sha256
 from pipeline.engine.shared_prefix import key_value_shape
-from pipeline.engine.soft_prompt import save_soft_prompt
+from pipeline.engine.soft_prompt import save_soft_prompt, state_sha256, tensor_sha256
 from pipeline.engine.template import Template, compile_verbalizers
 from pipeline.engine.training import Record, TrainingResult, train
 from pipeline.errors import ParamsError, TemplateError
@@ -49,14 +49,16 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     plans = trial_plans(tune)
     check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans))
     learner = make_learner(params, base, template, verbalizers, plans, examples)
+    initial = _initial_sha256(learner)
     key = _checkpoint_key(params, inputs, base)
     log: list[Record] = []
+    metrics: dict[int, str] = {}
     with process_group(base.device) as processes, stop_requested() as stop, Progress("tune", tune.maximum_steps, "step") as progress:
 
         def on_record(record: Record) -> None:
             log.append(record)
             if processes.first:
-                _show(progress, record, len(plans))
+                _show(progress, record, len(plans), metrics)
 
         result = train(
             learner=processes.learner(learner),
@@ -76,6 +78,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     best = plans[result.best_trial]
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
     lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best) | {"row_order_sha256": order}
+    lineage["training"]["initial_sha256"] = initial[result.best_trial]
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest
@@ -115,14 +118,22 @@ def _checkpoint_key(params: TaskParams, inputs: Paths, base: BaseModel) -> str:
     )
 
 
-def _show(progress: Progress, record: Record, trials: int) -> None:
-    """A step moves the bar once, however many trials it served."""
+def _initial_sha256(learner: SharedPrefixLearner | PeftLearner) -> list[str]:
+    """What each trial starts from, before its first step: of a soft prompt the sha256 of its values, as the manifest has the tuned one's."""
+    if isinstance(learner, SharedPrefixLearner):
+        return [tensor_sha256(learner.soft_prompt(trial).values) for trial in range(len(learner.modules))]
+    return [state_sha256(module.state_dict()) for module in learner.modules]
+
+
+def _show(progress: Progress, record: Record, trials: int, metrics: dict[int, str]) -> None:
+    """A step moves the bar once, however many trials it served; `metrics` keeps what each trial's last evaluation said."""
     who = f"trial {record['trial']}: " if trials > 1 else ""
     if record["event"] == "step":
-        progress.advance(units=int(record["trial"] == 0 or trials == 1), note=f"{who}loss {record['loss']:.3f}")
+        figures = [f"{who}loss {record['loss']:.3f}", metrics.get(record["trial"], ""), f"{record['examples_per_second']:.3g} examples/s"]
+        progress.advance(units=int(record["trial"] == 0 or trials == 1), note=", ".join(filter(None, figures)))
     elif record["event"] == "evaluation":
-        figures = f"validation accuracy {record['accuracy']:.3f}, macro F1 {record['macro_f1']:.3f}"
-        progress.say(f"  step {record['step']}: {who}{figures}")
+        metrics[record["trial"]] = f"validation accuracy {record['accuracy']:.3f}, macro F1 {record['macro_f1']:.3f}"
+        progress.say(f"  step {record['step']}: {who}{metrics[record['trial']]}")
     else:
         progress.say(f"  step {record['step']}: {who}{record['kind']}. {record['advice']}")
 
@@ -137,6 +148,7 @@ def _lineage(params: TaskParams, inputs: Paths, task: str, base: BaseModel, resu
         "training": {
             "method": tune.method.kind,
             "seed": best.seed,
+            "init": best.init.model_dump(),
             "steps": result.steps,
             "stopped_early": result.stopped_early,
             "best_step": result.best_step,

@@ -26,7 +26,7 @@ OPTIMISERS = {
 SETTINGS = TrainingSettings(
     maximum_gradient_norm=1.0, batch_size=8, maximum_steps=40, evaluate_every=10, early_stopping_patience=10, metric="accuracy"
 )
-TIMING = {"seconds", "examples_per_second"}
+TIMING = {"seconds", "examples_per_second", "seconds_left"}
 
 
 def shuffled_labels() -> list[Example]:

@@ -1,6 +1,7 @@
 """The tune stage with each kind of method and base model, several trials, and interruptions; scored by the stage that follows it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.__main__ import run_stage
+from pipeline.errors import BaseModelError
 from pipeline.layout import Layout
 from pipeline.manifest import verify_bundle
 from pipeline.records import read_json, read_jsonl, read_parquet
@@ -89,7 +91,24 @@ def test_gradient_checkpointing_computes_layers_again_and_trains_the_same(worksp
     assert [record["loss"] for record in read_jsonl(log) if record["event"] == "step"] == pytest.approx(losses, abs=1e-6)
 
 
-def test_several_trials_are_reported_and_the_best_one_is_exported(workspace: Path):
+def test_the_decoder_is_compiled_where_asked_and_a_base_model_without_the_fast_pass_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """That a compiled decoder takes the same steps is tested in tests/engine/test_hardware.py; making kernels takes half a minute."""
+    compiled: list[str] = []
+    monkeypatch.setattr("pipeline.trials.compile_decoder", lambda base: compiled.append(base.source["id"]))
+    change(workspace, "tune", maximum_steps=3, evaluate_every=3)
+    run(workspace, STAGES[:4])
+    assert compiled == []
+    change(workspace, "tune", compile=True)
+    run(workspace, ("tune",))
+    assert compiled == ["tiny/llama"]
+    use_base_model(workspace, "bloom")
+    with pytest.raises(BaseModelError, match=r"tune\.compile is for the shared-prefix pass, which tiny/bloom does not go through: "):
+        run(workspace, ("tune",))
+
+
+def test_several_trials_are_reported_and_the_best_one_is_exported(workspace: Path, capsys: pytest.CaptureFixture[str]):
     change(workspace, "tune", trials={"seeds": [0, 1], "learning_rates": [0.05, 0.0001], "num_virtual_tokens": [4], "inits": []})
     manifest = run(workspace, STAGES[:4])
     training = manifest["training"]
@@ -99,6 +118,12 @@ def test_several_trials_are_reported_and_the_best_one_is_exported(workspace: Pat
     assert training["best_metric"] == best["best_metric"] == training["trials"][training["trial"]]["best_metric"]
     log = read_jsonl(Layout(workspace, TASK).path("train_log"))
     assert {record["trial"] for record in log} == {0, 1, 2, 3}
+    left = [record["seconds_left"] for record in log if record["event"] == "step" and record["trial"] == 0]
+    assert min(left[:-1]) > 0 == left[-1]
+    last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tune: ")][-1]
+    assert re.search(r"12/12 .*trial 3: loss \d+\.\d{3}, validation accuracy \d\.\d{3}, macro F1 \d\.\d{3}, [\d.e+]+ examples/s", last), (
+        last
+    )
 
 
 def test_a_warm_start_needs_the_tuned_prompt_it_names(workspace: Path):
@@ -109,6 +134,8 @@ def test_a_warm_start_needs_the_tuned_prompt_it_names(workspace: Path):
     change(workspace, "tune", init={"kind": "tuned_prompt", "path": str(source), "sha256": sha256}, learning_rate=1e-9)
     again = run(workspace, ("tune",))
     assert again["soft_prompt"]["shape"] == manifest["soft_prompt"]["shape"]
+    assert again["training"]["initial_sha256"] == sha256 != manifest["training"]["initial_sha256"]
+    assert again["training"]["init"] == {"kind": "tuned_prompt", "path": str(source), "sha256": sha256}
     change(workspace, "tune", init={"kind": "tuned_prompt", "path": str(source), "sha256": "0" * 64})
     with pytest.raises(Exception, match=f"holds the soft prompt {sha256}, tune.init.sha256 is 0000"):
         run(workspace, ("tune",))

@@ -61,6 +61,8 @@ def _options(params: TaskParams) -> Iterator[tuple[str, Option]]:
     tune = params.tune
     if tune.gradient_checkpointing:
         yield "tune.gradient_checkpointing", "gradient checkpointing"
+    if tune.compile:
+        yield "tune.compile", "torch.compile"
     starts = {f"tune.trials.inits.{index}": init for index, init in enumerate(tune.trials.inits)} or {"tune.init": tune.init}
     for key, init in starts.items():
         if isinstance(init, TunedPromptInit):

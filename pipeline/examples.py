@@ -21,6 +21,7 @@ def task_base_model(params: TaskParams) -> BaseModel:
         source=section.source.model_dump(),
         dtype=section.dtype,
         attention=section.attention,
+        tf32=section.tf32,
         device_map=section.device_map,
         num_labels=len(params.prompt.labels),
         say=announce,

@@ -16,12 +16,12 @@ from pipeline.engine.objectives import Classification
 from pipeline.engine.optimisation import OptimiserSettings
 from pipeline.engine.peft_adapter import LoraSettings, build_peft_module
 from pipeline.engine.peft_learner import PeftLearner
-from pipeline.engine.shared_prefix import disagreement
+from pipeline.engine.shared_prefix import compile_decoder, disagreement
 from pipeline.engine.soft_prompt import load_soft_prompt
 from pipeline.engine.support import check_supported
 from pipeline.engine.template import Template, Verbalizers
 from pipeline.engine.training import TrainingSettings, TrialSettings
-from pipeline.errors import BundleError
+from pipeline.errors import BaseModelError, BundleError
 from pipeline.manifest import verify_bundle
 from pipeline.params import Init, Lora, TaskParams, TunedPromptInit, TuneParams
 from pipeline.progress import announce
@@ -59,7 +59,8 @@ def make_learner(
 ) -> SharedPrefixLearner | PeftLearner:
     """The learner of these trials: over the shared-prefix pass where base model and method allow it, else through PEFT's own forward.
 
-    Raises BaseModelError when docs/methods.md refuses what is asked of the method on a base model of this architecture.
+    Raises BaseModelError when docs/methods.md refuses what is asked of the method on a base model of this architecture, or when a
+    base model whose passes are to be compiled does not go through the shared-prefix pass.
     """
     tune = params.tune
     objective = Classification(verbalizers, params.prompt.length_normalisation)
@@ -67,8 +68,10 @@ def make_learner(
         method=tune.method.kind,
         architecture=base.architecture,
         gradient_checkpointing=tune.gradient_checkpointing,
+        compiled=tune.compile,
         tuned_prompt_start=any(isinstance(plan.init, TunedPromptInit) for plan in plans),
     )
+    rows_at_once = None if tune.rows_at_once == "auto" else tune.rows_at_once
     starts = [_start(base, verbalizers, plan, examples) for plan in plans]
     if through == "shared prefix":
         reason = disagreement(base)
@@ -78,7 +81,11 @@ def make_learner(
                 build_method(base=base, settings=settings, embeddings=start, seed=plan.seed)
                 for plan, start in zip(plans, starts, strict=True)
             ]
-            return SharedPrefixLearner(base=base, head=template.head, objective=objective, modules=modules, rows_at_once=tune.rows_at_once)
+            if tune.compile:
+                compile_decoder(base)
+            return SharedPrefixLearner(base=base, head=template.head, objective=objective, modules=modules, rows_at_once=rows_at_once)
+        if tune.compile:
+            raise BaseModelError(f"tune.compile is for the shared-prefix pass, which {base.source['id']} does not go through: {reason}.")
         announce(f"{base.source['id']} runs through PEFT's own forward pass, which is slower: {reason}.")
     adapters = [
         build_peft_module(
@@ -91,7 +98,7 @@ def make_learner(
         )
         for plan, start in zip(plans, starts, strict=True)
     ]
-    return PeftLearner(base=base, head=template.head, objective=objective, modules=adapters, rows_at_once=tune.rows_at_once)
+    return PeftLearner(base=base, head=template.head, objective=objective, modules=adapters, rows_at_once=rows_at_once)
 
 
 def _method(tune: TuneParams) -> MethodSettings:

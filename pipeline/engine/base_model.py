@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.engine.frozen_linear import multiply_by_onednn
-from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name
+from pipeline.engine.hardware import choose_attention, choose_device, choose_dtype, dtype_name, set_product_precision
 from pipeline.engine.model_files import (
     CACHE_VARIABLE,
     LARGEST_LIMIT,
@@ -129,6 +129,7 @@ def load_base_model(
     source: Mapping[str, Any],
     dtype: str = "auto",
     attention: str = "auto",
+    tf32: bool = False,
     device: str = "auto",
     device_map: Literal["auto", "none"] = "none",
     num_labels: int | None = None,
@@ -138,12 +139,13 @@ def load_base_model(
     """Find, convert when needed, and load a base model with the class that its config asks for.
 
     `source` has `kind` (`package_gguf`, `gguf`, `directory` or `hub`), `id` and the keys of that kind; a relative `path` starts at the
-    working directory. `device_map: auto` lets accelerate spread a model that is too large for one GPU. An encoder gets a
+    working directory. `tf32` is set for the whole process (see hardware.py). `device_map: auto` lets accelerate spread a model that is too large for one GPU. An encoder gets a
     classification head of `num_labels`, and is loaded in float32 when `dtype` is auto, since its head is trained in the model's own
     dtype. `say` is told about slow steps. Raises BaseModelError.
     """
     folder, weights_sha256 = locate(source, cache or default_cache(), say)
     on = choose_device(device)
+    set_product_precision(on, tf32=tf32)
     kernel = choose_attention(attention, on)
     try:
         architecture = architecture_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), source["id"])

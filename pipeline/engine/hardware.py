@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from pipeline.errors import BaseModelError
 
@@ -55,6 +56,20 @@ def choose_attention(asked: str, device: torch.device) -> str:
     return "eager" if device.type == "cpu" else "sdpa"
 
 
+def set_product_precision(device: torch.device, *, tf32: bool) -> None:
+    """State for this process how a GPU multiplies, instead of leaving it to what torch or another library has chosen.
+
+    Float32 products are IEEE unless `tf32` allows TensorFloat-32 (10 bits of mantissa in the factors, float32 sums), in cuBLAS and in
+    cuDNN (p_tuning's LSTM), where torch allows it by default. Sums of bfloat16 and float16 products are float32: in their own type they
+    would depend on how a kernel splits them. On a CPU float32 is float32.
+    """
+    allowed = tf32 and device.type == "cuda"
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
@@ -69,7 +84,8 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": driver_version()}
+        gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "driver": driver_version()}
+        described |= {**gpu, "tf32": torch.get_float32_matmul_precision() != "highest"}
     return described
 
 
@@ -84,16 +100,23 @@ def driver_version(file: Path = DRIVER_FILE) -> str | None:
 
 @contextmanager
 def deterministic_algorithms() -> Generator[None]:
-    """Within it torch refuses kernels whose result depends on timing; the former setting is restored afterwards."""
+    """Within it torch refuses kernels whose result depends on timing; the former settings are restored afterwards.
+
+    The mode would also fill every new tensor with NaN, to show reads of what was never written. That changes no other result and takes
+    a kernel for each, thousands in a step, so it is left out.
+    """
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads this when its handle is made; without it torch refuses matrix products in this mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -11,7 +11,7 @@ its own (chunks, recurrence, distances read from the tensor's columns) does not;
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -157,6 +157,15 @@ def disagreement(base: BaseModel) -> str | None:
     if not found <= AGREEMENT[base.dtype]:
         return f"its label scores and those of its plain forward pass differ by {found:.3g} (allowed {AGREEMENT[base.dtype]})"
     return None
+
+
+def compile_decoder(base: BaseModel, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Let torch.compile make kernels for the layers at the first pass. Values stay the same up to rounding.
+
+    Batches differ in length, so sizes are left open (`dynamic`); compiling still takes from seconds to minutes, and again for passes of
+    another kind. `backend` is torch.compile's.
+    """
+    decoder(base.model).compile(dynamic=True, backend=backend)
 
 
 def decoder(model: PreTrainedModel) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from pipeline.errors import BaseModelError
 
 Architecture = Literal["decoder", "encoder_decoder", "encoder"]
 Method = Literal["prompt_tuning", "residual_prompt_tuning", "p_tuning", "multitask_prompt_tuning", "prefix_tuning", "lora"]
-Option = Literal["gradient checkpointing", "generation", "a tuned prompt as start"]
+Option = Literal["gradient checkpointing", "torch.compile", "generation", "a tuned prompt as start"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 METHODS: tuple[Method, ...] = get_args(Method)
 OF_EMBEDDINGS: tuple[Method, ...] = ("prompt_tuning", "residual_prompt_tuning", "p_tuning", "multitask_prompt_tuning")
@@ -62,6 +62,8 @@ REFUSALS: tuple[Refusal, ...] = (
         ("decoder",),
         "the shared-prefix pass keeps what the examples have in common in a key/value cache, which gradient checkpointing drops",
     ),
+    Refusal("torch.compile", METHODS, ("encoder_decoder", "encoder"), "only the shared-prefix pass is compiled"),
+    Refusal("torch.compile", ("lora",), ("decoder",), "only the shared-prefix pass is compiled"),
     Refusal("generation", METHODS, ("encoder",), "an encoder writes no text"),
     Refusal("generation", METHODS, ("encoder_decoder",), "PEFT's forward pass is used for ranking labels only"),
     Refusal("generation", ("lora",), ("decoder",), "PEFT's forward pass is used for ranking labels only"),
@@ -93,7 +95,13 @@ def refusal_of(option: Option, method: str, architecture: str) -> str | None:
 
 
 def check_supported(
-    *, method: str, architecture: str, gradient_checkpointing: bool = False, generation: bool = False, tuned_prompt_start: bool = False
+    *,
+    method: str,
+    architecture: str,
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
+    generation: bool = False,
+    tuned_prompt_start: bool = False,
 ) -> str:
     """How the method runs on the architecture (see SUPPORT).
 
@@ -105,6 +113,7 @@ def check_supported(
         raise BaseModelError(f"The base model's architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}.")
     asked: dict[Option, bool] = {
         "gradient checkpointing": gradient_checkpointing,
+        "torch.compile": compiled,
         "generation": generation,
         "a tuned prompt as start": tuned_prompt_start,
     }

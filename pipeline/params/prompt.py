@@ -78,10 +78,12 @@ class HubBaseModel(Section):
 class BaseModelParams(Section):
     """The frozen language model. `dtype: auto` takes bfloat16 where the hardware multiplies it natively, else float32.
 
-    `device_map: auto` spreads a model that is too large for one GPU over all of them.
+    `tf32` lets a GPU round the factors of float32 products to 10 bits, which is faster and is no float32. `device_map: auto` spreads a
+    model that is too large for one GPU over all of them.
     """
 
     source: Annotated[PackageBaseModel | GgufBaseModel | DirectoryBaseModel | HubBaseModel, Field(discriminator="kind")]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
+    tf32: bool = False
     device_map: Literal["none", "auto"] = "none"

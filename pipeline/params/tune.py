@@ -99,9 +99,10 @@ class TrialsParams(Section):
 class TuneParams(Section):
     """Training of the soft prompt. `evaluate_every` and `early_stopping_patience` count steps and evaluations.
 
-    `rows_at_once`: how many examples one pass holds; null tries the whole batch and halves it when a GPU has no room. The optimiser's
+    `rows_at_once`: how many examples one pass holds; `auto` tries the whole batch and halves it when a GPU has no room. The optimiser's
     batch stays `batch_size`. `checkpoint_every` counts steps. `gradient_checkpointing` computes the layers again in the backward pass
-    instead of keeping what they gave, which takes less memory and more time.
+    instead of keeping what they gave, which takes less memory and more time. `compile` lets torch.compile make kernels for the layers
+    of the shared-prefix pass at the first step (and again for texts of another shape), which pays in long runs on a GPU, if at all.
     """
 
     method: Method
@@ -114,8 +115,9 @@ class TuneParams(Section):
     schedule: Literal["cosine", "linear", "constant"]
     maximum_gradient_norm: PositiveFloat
     batch_size: PositiveInt
-    rows_at_once: PositiveInt | None
+    rows_at_once: PositiveInt | Literal["auto"]
     gradient_checkpointing: bool = False
+    compile: bool = False
     maximum_steps: PositiveInt
     evaluate_every: PositiveInt
     early_stopping_patience: PositiveInt
@@ -124,3 +126,11 @@ class TuneParams(Section):
     validation_rows: PositiveInt
     metric: Literal["accuracy", "macro_f1"]
     trials: TrialsParams
+
+    @field_validator("rows_at_once", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        """One message instead of one for each of the two types."""
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f"expected `auto` or a number of rows, at least 1; found {value!r}")
+        return value

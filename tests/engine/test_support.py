@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "methods.md"
 OPTIONS = {
     "gradient checkpointing": "gradient_checkpointing",
+    "torch.compile": "compiled",
     "generation": "generation",
     "a tuned prompt as start": "tuned_prompt_start",
 }

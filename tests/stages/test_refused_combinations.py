@@ -61,6 +61,8 @@ REFUSED = [
     ("llama", {"gradient_checkpointing": True}, f"{TUNE}.gradient_checkpointing", "method prompt_tuning", "architecture decoder: the shared-prefix pass"),
     ("llama", {"gradient_checkpointing": True, "method": PREFIX}, f"{TUNE}.gradient_checkpointing", "method prefix_tuning", "which gradient checkpointing drops"),
     ("t5", {"gradient_checkpointing": True, "method": PREFIX}, f"{TUNE}.gradient_checkpointing", "method prefix_tuning", "architecture encoder_decoder: the prefix"),
+    ("t5", {"compile": True}, f"{TUNE}.compile", "torch.compile is refused for the method prompt_tuning", "architecture encoder_decoder: only the shared-prefix pass"),
+    ("llama", {"compile": True, "method": {"kind": "lora"}}, f"{TUNE}.compile", "method lora", "only the shared-prefix pass is compiled"),
     ("t5", {"init": WARM}, f"{TUNE}.init", "a tuned prompt as start is refused", "architecture encoder_decoder: tuned prompts of decoders"),
     ("llama", {"init": WARM, "method": {"kind": "lora"}}, f"{TUNE}.init", "method lora", "LoRA has no virtual tokens"),
     ("t5", {"trials": {"seeds": [0], "inits": [{"kind": "class_labels"}, WARM]}}, f"{TUNE}.trials.inits.1", "method prompt_tuning", "architecture encoder_decoder"),

@@ -94,7 +94,7 @@ def test_gradient_checkpointing_computes_layers_again_and_trains_the_same(worksp
 def test_the_decoder_is_compiled_where_asked_and_a_base_model_without_the_fast_pass_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """That a compiled decoder takes the same steps is tested in tests/engine/test_hardware.py; making kernels takes half a minute."""
+    """That a compiled decoder takes the same steps is tested in tests/engine/test_precision.py; making kernels takes half a minute."""
     compiled: list[str] = []
     monkeypatch.setattr("pipeline.trials.compile_decoder", lambda base: compiled.append(base.source["id"]))
     change(workspace, "tune", maximum_steps=3, evaluate_every=3)

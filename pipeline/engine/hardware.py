@@ -105,18 +105,19 @@ def deterministic_algorithms() -> Generator[None]:
     The mode would also fill every new tensor with NaN, to show reads of what was never written. That changes no other result and takes
     a kernel for each, thousands in a step, so it is left out.
     """
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads this when its handle is made; without it torch refuses matrix products in this mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -77,7 +77,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
-    lineage = _lineage(params, inputs, outputs.bundle.name, base, result, best) | {"row_order_sha256": order}
+    lineage: dict[str, Any] = _lineage(params, inputs, outputs.bundle.name, base, result, best) | {"row_order_sha256": order}
     lineage["training"]["initial_sha256"] = initial[result.best_trial]
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TASK ?= tweet_sentiment
 
-.PHONY: run test check format test-slow test-faults e2e ui clean
+.PHONY: run test check format test-slow test-faults check-supply e2e ui clean
 
 run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the registry
 	@$(BIN)/promptmill run $(TASK)
@@ -19,6 +19,10 @@ check: $(INSTALLED)  ## format, lint, types, import rules
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+check-supply: $(INSTALLED)  ## pinned versions, SBOM, known vulnerabilities (these need a network)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[supply]"
+	$(BIN)/python infra/check_supply.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -26,8 +30,8 @@ format: $(INSTALLED)
 test-slow: $(INSTALLED)  ## minutes: real tuning runs
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(INSTALLED)  ## half an hour: flipped bits, killed processes and servers; docs/reliability.md has the counts
-	$(BIN)/python -m pytest -m faults
+test-faults: $(INSTALLED)  ## flipped bits, killed processes and servers, full disks, versions made again; docs/reliability.md has the counts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 	$(BIN)/python -m pytest -m e2e

@@ -15,10 +15,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.errors import PromptmillError
+from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 
 UNEXPECTED_EXIT_CODE = 1
 
 DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
+
+MODULES = ("flows.reproduce_command", "flows.sync")
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 
@@ -26,12 +29,14 @@ EXIT_CODES = """\
 exit codes:
   0  done             1  error                3  not promoted: the gate refused, or leaves it to a person
   2  wrong usage or params.yaml                4  the data drifted
+  5  not reproduced                          75  try again later: MLflow did not answer
                                              130  stopped by Ctrl-C
 
 examples:
   promptmill run tweet_sentiment
   promptmill predict tweet_sentiment --text "Thank you for the upgrade!"
   promptmill list
+  promptmill reproduce tweet_sentiment
   promptmill ui
 """
 
@@ -67,6 +72,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = known.parse_args(arguments)
     if options.command == "predict" and options.out and not options.file:
         known.error("--out needs --file: answers to --text are printed")
+    task = getattr(options, "task", None)
+    if task is not None and not TASK_NAME.fullmatch(task.partition("@")[0]):
+        known.error(f"argument TASK: {task!r} is no task: {TASK_NAME_RULE}")
     return options
 
 
@@ -87,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     _add_run(add)
     _add_predict(add)
     _add_registry_commands(add)
+    for module in MODULES:
+        importlib.import_module(module).add_commands(_adder(commands, verbose, module))
     add("ui", "ui", "serve the Prefect and MLflow pages of this checkout until Ctrl-C", "promptmill ui")
     _add_data(commands, verbose)
     return top

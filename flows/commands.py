@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.flow_runs import abandoned, close_abandoned, noted
 from flows.services import Service, check_alive, mlflow_service, prefect_service, running
 from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, reach_loopback_directly
 from flows.summary import VERDICTS, gate_table, where_to_look
 from flows.terminal import answer, number, say, table
 from flows.workspace import LOCK_FILE, changed_stages, check_checkout
 from pipeline.__main__ import VERBOSE_VARIABLE
-from pipeline.errors import NotPromoted, RegistryError, WorkspaceError
+from pipeline.errors import NotPromoted, RecordSpooled, RegistryError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
 from pipeline.records import read_json
 from pipeline.registry.connection import tracking_uri
@@ -31,6 +32,10 @@ def run(options: Namespace) -> int:
     if handled is None:
         handled = _retrain(root, options)
     else:
+        if abandoned(root):  # killed when all was done but the telling
+            apply_prefect_defaults(root)
+            with prefect_api(root, options.verbose):
+                pass
         say(f"Nothing changed: reused all {len(STAGES)} stages ({', '.join(stage.name for stage in STAGES)}),")
         say(f"run {handled['run_id']} and version {handled['version']}.")
     return _report(root, options.task, handled, tuple(params.ingest.columns.fields))
@@ -60,18 +65,23 @@ def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
         os.environ[VERBOSE_VARIABLE] = "1"
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     apply_prefect_defaults(root)
-    with _prefect_api(root, options.verbose):
+    with prefect_api(root, options.verbose), noted(root):
         from flows.retrain import retrain
 
         result: Any = retrain(options.task, str(root), options.stage_timeout)
+    if result["version"] is None:
+        raise RecordSpooled(
+            f"MLflow at {tracking_uri(root=root)} does not answer. All stages are done and kept, and the record of the run waits in .promptmill/spool. "
+            f"When MLflow answers: `promptmill sync`, then `promptmill run {options.task}`, which registers and promotes."
+        )
     from pipeline.registry.registry import show
 
     return show(root=root, task=options.task, selector=result["version"])
 
 
 @contextmanager
-def _prefect_api(root: Path, verbose: bool) -> Generator[None]:
-    """The Prefect server of the user's settings, or one of our own for the length of the block.
+def prefect_api(root: Path, verbose: bool) -> Generator[None]:
+    """The Prefect server of the user's settings, or one of our own for the length of the block; flow runs that were killed are closed.
 
     Ours gets a session of its own: the one Prefect would start by itself dies of the same Ctrl-C as the run, before it can be
     told that the run ended, and the run then waits for it for minutes.
@@ -83,6 +93,7 @@ def _prefect_api(root: Path, verbose: bool) -> Generator[None]:
     if not verbose:
         keep_runs_off_the_console()
     if PREFECT_API_URL.value():
+        _close_killed_runs(root)
         yield
         return
     reach_loopback_directly()
@@ -90,10 +101,17 @@ def _prefect_api(root: Path, verbose: bool) -> Generator[None]:
     with running([prefect_service(root)], root=root) as (server,):
         say(f"Watch it at {server.service.url}")
         with temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}):
+            _close_killed_runs(root)
             try:
                 yield
             finally:
                 send_what_is_queued()
+
+
+def _close_killed_runs(root: Path) -> None:
+    closed = close_abandoned(root)
+    if closed:
+        say(f"Closed {closed} flow {'run' if closed == 1 else 'runs'} as Crashed: killed before.")
 
 
 def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from flows.terminal import say
 from flows.workspace import LOCK_FILE, changed_stages
 from pipeline.data.profiles import REFERENCE_FILE
-from pipeline.errors import StageInputError
+from pipeline.errors import RegistryUnreachable, StageInputError
 from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
@@ -23,7 +24,11 @@ def reference_is_stale(root: Path, task: str, *, forced: bool = False) -> bool:
     """
     if load_task(root / PARAMS_FILE, task).reference.against != CHAMPION:
         return False
-    number, key = champion_version(root=root, task=task) or (None, None)
+    try:
+        number, key = champion_version(root=root, task=task) or (None, None)
+    except RegistryUnreachable as error:
+        say(f"{error} The reference of the last run is kept.")
+        return False
     if number == _recorded_version(root, task):
         return False
     return (

@@ -12,14 +12,15 @@ from flows.reference import reference_is_stale
 from flows.source_file import STAGE as INGEST
 from flows.source_file import source_changed
 from flows.stage_process import StageRun
-from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, stage_task
+from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, spool, stage_task
 from flows.terminal import duration, say
-from pipeline.errors import StageFailed
+from pipeline.errors import RegistryUnreachable, StageFailed
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
 from pipeline.params import load_task
 from pipeline.registry.tracking import gate_evidence
 
-NOT_PROMOTED = "NotPromoted"
+NOT_PROMOTED, SPOOLED = "NotPromoted", "Spooled"
+NOTHING_REGISTERED = {"version": None, "run_id": None, "decision": None, "previous_champion": None}
 
 
 @flow(name="retrain", flow_run_name="retrain-{task}", persist_result=False)
@@ -27,11 +28,17 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
 
     The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or leaves the decision to a person
-    (`ask`), the flow ends Completed with the name NotPromoted and the reasons as message. Raises StageFailed with a stage's own message, RegistryError or BundleError.
+    (`ask`), the flow ends Completed with the name NotPromoted and the reasons as message. When MLflow does not answer once the stages are done, the
+    record is spooled and the flow ends Completed with the name Spooled and without a version: `promptmill sync` delivers it.
+    Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
     run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
-    recorded = record(workspace, task)
+    try:
+        recorded = record(workspace, task)
+    except RegistryUnreachable as error:
+        kept = spool(workspace, task)
+        return Completed(name=SPOOLED, message=f"{error} The record waits in {kept}.", data={**NOTHING_REGISTERED, "task": task})
     version = register(workspace, task, recorded.run_id, recorded.stage_key)
     check(workspace, task, version)
     publish(workspace, task, version)

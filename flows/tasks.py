@@ -27,6 +27,7 @@ from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
 from pipeline.registry import promotion, registry, tracking
+from pipeline.registry.spool import spool_run
 
 STAGE_SECONDS = 6 * 3600.0
 STAGE_RETRIES = 2
@@ -95,6 +96,16 @@ def record(root: Path, name: str) -> tracking.RecordedRun:
     recorded = tracking.record_run(root=root, task=name, params=params, layout=Layout(root, name), lock=root / LOCK_FILE)
     finish(f"run {recorded.run_id} {'was already recorded' if recorded.reused else 'recorded'}")
     return recorded
+
+
+@_uncached(name="spool the record", task_run_name="spool the record")
+def spool(root: Path, name: str) -> str:
+    """Keep the record of the run until MLflow answers again; returns its folder."""
+    finish = _step("[spool] the record: MLflow does not answer")
+    params = load_task(root / PARAMS_FILE, name)
+    folder = spool_run(root=root, task=name, params=params, layout=Layout(root, name), lock=root / LOCK_FILE)
+    finish(f"kept in {folder.relative_to(root)}")
+    return str(folder)
 
 
 @_uncached(name="register the version", task_run_name="register the version", retries=REGISTRY_RETRIES, retry_delay_seconds=5)

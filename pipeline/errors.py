@@ -71,6 +71,16 @@ class RegistryError(PromptmillError):
     """The MLflow tracking server or registry refused or lacks what was asked for."""
 
 
+class RegistryUnreachable(RegistryError):
+    """The MLflow server does not answer at all: what was to be recorded can be kept and delivered later."""
+
+
+class RecordSpooled(PromptmillError):
+    """MLflow did not answer, so the record of a finished run waits in the spool; sysexits' "temporary failure, try again"."""
+
+    exit_code = 75
+
+
 class DataDrifted(PromptmillError):
     """The data is not that of the version it was compared with any more: a finding, with an exit code of its own."""
 
@@ -81,3 +91,9 @@ class NotPromoted(PromptmillError):
     """The gate refused the tuned prompt: a clean end, not a failure, with an exit code of its own."""
 
     exit_code = 3
+
+
+class NotReproduced(PromptmillError):
+    """A version was made again and is not the one that was recorded: a finding, with an exit code of its own."""
+
+    exit_code = 5

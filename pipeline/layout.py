@@ -3,6 +3,7 @@
 This table, `dvc.yaml`, `params.yaml` and the typed params describe one pipeline; contract tests hold them equal.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 from pipeline.errors import WorkspaceError
 
 PARAMS_FILE = "params.yaml"
+
+# A task's name becomes part of paths, of MLflow's and DVC's names, and of commands. No dot: DVC would read tasks.a.b.tune as a path and track nothing.
+TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+TEMPLATE_SUFFIX = "-template"  # MLflow keeps a task's template beside its versions, and the two share one set of names
+TASK_NAME_RULE = "a task name is 1 to 64 of a-z 0-9 _ - and starts with a letter"
 
 # Names of the files and folders of a task; "{task}" is replaced. A trailing slash marks a folder.
 FILES: Mapping[str, str] = {
@@ -131,10 +137,15 @@ class Paths:
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one task below one workspace root."""
+    """The files of one task below one workspace root; raises WorkspaceError for what cannot be a task's name."""
 
     root: Path
     task: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could lead out of the workspace, whoever asks."""
+        if not TASK_NAME.fullmatch(self.task):
+            raise WorkspaceError(f"{self.task!r} is no task: {TASK_NAME_RULE}.")
 
     def path(self, name: str) -> Path:
         """Absolute path of a file in FILES."""

@@ -17,8 +17,13 @@ def code_identity(root: Path) -> dict[str, Any]:
     commit = _git(root, ("rev-parse", "HEAD"))
     if commit is None:
         return {"commit": None, "dirty": None, "diff_sha256": None}
-    diff = _git(root, DIFF) or b""
+    diff = code_diff(root)
     return {"commit": commit.decode().strip(), "dirty": bool(diff), "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None}
+
+
+def code_diff(root: Path) -> bytes:
+    """What tracked files differ by from the commit, as `git apply` takes it; empty when nothing does, and outside of git."""
+    return _git(root, DIFF) or b""
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:

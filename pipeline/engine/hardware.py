@@ -98,6 +98,18 @@ def driver_version(file: Path = DRIVER_FILE) -> str | None:
     return next((word for word in words if word[0].isdigit() and "." in word), None)
 
 
+def gpu_usage(device: torch.device) -> dict[str, float]:
+    """Memory in use on the GPU, by whoever, in megabytes of 10^6 bytes and in percent, under MLflow's names; empty for a CPU."""
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    number = device.index or 0
+    return {
+        f"gpu_{number}_memory_usage_megabytes": (total - free) / 1e6,
+        f"gpu_{number}_memory_usage_percentage": 100 * (total - free) / total,
+    }
+
+
 @contextmanager
 def deterministic_algorithms() -> Generator[None]:
     """Within it torch refuses kernels whose result depends on timing; the former settings are restored afterwards.

@@ -1,6 +1,5 @@
 """A task's sections together, and reading them from params.yaml."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -9,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ParamsError
+from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
@@ -18,8 +18,6 @@ from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
 from pipeline.params.tune import TuneParams
 from pipeline.params_file import describe, listed, merge, read_yaml
-
-TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # no dot: DVC would read tasks.a.b.tune as a path and track nothing
 
 
 class TaskParams(Section):
@@ -157,7 +155,11 @@ def load(path: Path) -> dict[str, TaskParams]:
     typed: dict[str, TaskParams] = {}
     for name, sections in tasks.items():
         if not TASK_NAME.fullmatch(str(name)):
-            errors.append(f"tasks.{name}: a task name is 1 to 64 of a-z 0-9 _ - and starts with a letter")
+            errors.append(f"tasks.{name}: {TASK_NAME_RULE}")
+        elif str(name).removesuffix(TEMPLATE_SUFFIX) in tasks and str(name).endswith(TEMPLATE_SUFFIX):
+            errors.append(
+                f"tasks.{name}: MLflow keeps the template of {str(name).removesuffix(TEMPLATE_SUFFIX)} under this name; choose another"
+            )
         elif not isinstance(sections, Mapping):
             errors.append(f"tasks.{name}: expected a mapping of sections, found {sections!r}")
         else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RegistryError
+from pipeline.errors import RegistryError, RegistryUnreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,6 +91,17 @@ def explained(doing: str, advice: str) -> Generator[None]:
 
 
 @contextmanager
+def reachable(connection: Connection) -> Generator[None]:
+    """Tell a server that went away from one that refuses: after a RegistryError of the first kind, raise RegistryUnreachable."""
+    try:
+        yield
+    except RegistryError:
+        if not connection.local:
+            _check_reachable(connection.uri)
+        raise
+
+
+@contextmanager
 def task_lock(*, root: Path, task: str, seconds: float = LOCK_SECONDS) -> Generator[None]:
     """Hold this machine's lock for one task of one workspace; MLflow's aliases have no compare-and-swap of their own.
 
@@ -143,7 +154,7 @@ def _check_reachable(uri: str) -> None:
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError) as error:
-        raise RegistryError(
+        raise RegistryUnreachable(
             f"The MLflow server {uri} does not answer ({error}). Start it, correct MLFLOW_TRACKING_URI, or unset it to use the local store."
         ) from error
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import BundleError, RegistryError
 from pipeline.layout import Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
+from pipeline.records import read_json
 from pipeline.registry.connection import Connection, connect, explained, quiet, task_lock
 from pipeline.registry.data_identity import PREFIX, data_of
 from pipeline.registry.model_files import verify_model_files, write_model_files
 from pipeline.registry.signatures import sign_when_asked, verify_when_required
-from pipeline.registry.tracking import STAGE_KEY, GateEvidence, gate_evidence
+from pipeline.registry.templates import link_template, register_template
+from pipeline.registry.tracking import DIFF_SHA256, DIRTY, GIT_COMMIT, STAGE_KEY, GateEvidence, gate_evidence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 MANIFEST_SHA256, GATE_SHA256, GATE_DECISION = "promptmill.manifest_sha256", "promptmill.gate_sha256", "promptmill.gate_decision"
 MODEL_FILES_SHA256 = "promptmill.model_files_sha256"
 GATE_REASONS, RUN_ID, PROMOTED_AT = "promptmill.gate_reasons", "promptmill.run_id", "promptmill.promoted_at"
+TEMPLATE = "promptmill.template"
 LOADER_MODULE = "pipeline.registry.pyfunc"
 
 _LOGGED_NAME = "tuned_prompt"  # a logged model's name, unlike a task's, may hold no dot
@@ -50,6 +53,8 @@ def register_version(*, root: Path, task: str, run_id: str, layout: Layout, stag
         version = _reusable_version(connection, layout, stage_key)
         if version is None:
             version = _new_version(connection, layout, gate, run_id, stage_key)
+        else:
+            _settle_code(connection, task, version, run_id)
         connection.client.set_registered_model_alias(task, CHALLENGER, str(version))
     return version
 
@@ -152,6 +157,14 @@ def _reusable_version(connection: Connection, layout: Layout, stage_key: str) ->
     return None
 
 
+def _settle_code(connection: Connection, task: str, version: int, run_id: str) -> None:
+    """Let a version that is used again have its run's commit: what was uncommitted when it was made may be committed by now."""
+    of_run: dict[str, str] = connection.client.get_run(run_id).data.tags
+    for name in (GIT_COMMIT, DIRTY):
+        if name in of_run:
+            connection.client.set_model_version_tag(task, str(version), name, of_run[name])
+
+
 def _is_intact(connection: Connection, version: "ModelVersion") -> bool:
     try:
         with tempfile.TemporaryDirectory() as folder, _fetched(connection, version, Path(folder)):
@@ -164,7 +177,7 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
     client = connection.client
     of_run: dict[str, str] = client.get_run(run_id).data.tags
     tags = {
-        **{name: value for name, value in of_run.items() if name.startswith(PREFIX)},
+        **{name: value for name, value in of_run.items() if name.startswith(PREFIX) or name in (GIT_COMMIT, DIRTY, DIFF_SHA256)},
         STAGE_KEY: stage_key,
         MANIFEST_SHA256: manifest_sha256(layout.path("bundle")),
         GATE_SHA256: gate.sha256,
@@ -173,6 +186,9 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
         RUN_ID: run_id,
     }
     logged, tags[MODEL_FILES_SHA256] = _log_model(connection, layout, run_id, tags[MANIFEST_SHA256])
+    template = register_template(connection, task=layout.task, template=read_json(layout.path("bundle") / "template.json")["template"])
+    link_template(connection, template, run_id=run_id, model_id=logged.model_id)
+    tags[TEMPLATE] = template.uri
     if not client.search_registered_models(f"name = '{layout.task}'"):
         client.create_registered_model(layout.task)
     # Not `models:/<id>`: MLflow would look that up in the store of its global tracking URI, and make one in the working directory.

@@ -8,9 +8,10 @@ import json
 import math
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,10 +22,11 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import RegistryError, StageInputError
 from pipeline.evaluation.figures import flat_estimates
 from pipeline.layout import PARAMS_FILE, STAGES, Layout
+from pipeline.lineage import code_diff, code_identity
 from pipeline.manifest import manifest_sha256, verify_bundle
 from pipeline.params import TaskParams
 from pipeline.records import read_json, read_jsonl, sha256_file, sha256_json
-from pipeline.registry.connection import Connection, artifacts_folder, connect, explained, task_lock
+from pipeline.registry.connection import Connection, artifacts_folder, connect, explained, reachable, task_lock
 from pipeline.registry.data_identity import data_tags
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ STAGE_KEY = "promptmill.stage_key"
 RECORDER = "promptmill.recorder"
 DATA_PROFILE_SHA256 = "promptmill.data_profile_sha256"
 PROFILE_FOLDER = "profile"
+GIT_COMMIT, DIRTY, DIFF_SHA256 = "promptmill.git_commit", "promptmill.dirty", "promptmill.diff_sha256"
+RUN_NAME_DIGITS = 8  # of the stage key: two runs of one name are one pass through the stages
+CODE_DIFF = "code.diff"  # the artifact with the changes that were not committed
 
 # MLflow's limits (mlflow/utils/validation.py); a dataset digest cannot hold a whole sha256, so the source holds it.
 MAXIMUM_KEY, MAXIMUM_PARAM, PARAMS_PER_BATCH, METRICS_PER_BATCH, DIGEST_CHARACTERS = 250, 6000, 100, 1000, 36
@@ -81,7 +86,7 @@ class GateEvidence:
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """Everything a run will hold, read and checked before the run is begun."""
 
     tags: dict[str, str]
@@ -90,6 +95,7 @@ class _Content:
     curve: list[tuple[str, float, int]]
     splits: Mapping[str, Mapping[str, Any]]
     files: list[tuple[Path, str | None]]
+    diff: bytes
 
 
 def read_lock(lock: Path) -> dict[str, Any]:
@@ -149,15 +155,29 @@ def record_run(*, root: Path, task: str, params: TaskParams, layout: Layout, loc
     """
     entries = lock_entries(lock=lock, task=task)
     key = stage_key(entries=entries)
-    content = _read_content(root, params, layout, lock, locked_outputs(entries, task))
+    content = read_content(root, params, layout, lock, locked_outputs(entries, task))
+    return record_content(root=root, task=task, key=key, content=content)
+
+
+def record_content(*, root: Path, task: str, key: str, content: Content) -> RecordedRun:
+    """Record what was read before as a finished run, or find the run that has the same stage key.
+
+    Raises RegistryUnreachable when MLflow's server does not answer, at the beginning or on the way, RegistryError when it refuses.
+    """
     connection = connect(root=root, create=True)
-    with task_lock(root=root, task=task), explained(f"Recording the run of {task} in {connection.uri}", "Run the same command again."):
+    with (
+        task_lock(root=root, task=task),
+        reachable(connection),
+        explained(f"Recording the run of {task} in {connection.uri}", "Run the same command again."),
+    ):
         experiment = _experiment(connection, task)
         finished = _runs(connection, experiment, key, "FINISHED")
         if finished:
+            _settle_code(connection, finished[0], content.tags)
             return RecordedRun(run_id=finished[0], reused=True, stage_key=key)
         _bury_the_dead(connection, experiment, key)
-        with _new_run(connection, experiment, {STAGE_KEY: key, RECORDER: _recorder(root), **content.tags}) as run_id:
+        tags = {STAGE_KEY: key, RECORDER: _recorder(root), **content.tags}
+        with _new_run(connection, experiment, tags, f"{task} {key[:RUN_NAME_DIGITS]}") as run_id:
             _write_content(connection, run_id, content)
     return RecordedRun(run_id=run_id, reused=False, stage_key=key)
 
@@ -201,14 +221,14 @@ def drift_figures(drift: Mapping[str, Any]) -> dict[str, float]:
 
 def training_curve(log: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     """(metric, value, step) of every number that train_log.jsonl holds at a step; with several trials each has a folder of its own."""
-    prefixes = {"step": "train", "evaluation": "validation"}
-    several = len({event.get("trial") for event in log}) > 1
+    prefixes = {"step": "train", "evaluation": "validation", "system": "system"}
+    several = len({event["trial"] for event in log if "trial" in event}) > 1
     points: list[tuple[str, float, int]] = []
     for event in log:
         prefix = prefixes.get(event.get("event", ""))
         if prefix is None:
             continue
-        prefix += f"/trial {event['trial']}" if several else ""
+        prefix += f"/trial {event['trial']}" if several and "trial" in event else ""
         for name, value in event.items():
             if name not in ("event", "step", "trial", "rows", "best") and isinstance(value, int | float):
                 points.append((f"{prefix}/{segment(name)}", float(value), int(event["step"])))
@@ -221,7 +241,8 @@ def segment(name: str) -> str:
     return safe if safe.strip(". ") else "_" + safe.replace(".", "_x2e_")
 
 
-def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, outputs: Mapping[str, str]) -> _Content:
+def read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, outputs: Mapping[str, str]) -> Content:
+    """Everything that the run of these outputs will hold, checked; raises StageInputError or BundleError naming what is missing or altered."""
     manifest = verify_bundle(layout.path("bundle"))
     gate = gate_evidence(layout)
     metrics, fairness = read_json(layout.path("metrics")), read_json(layout.path("fairness"))
@@ -237,25 +258,54 @@ def _read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, ou
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:
         raise StageInputError(f"A report of {layout.task} lacks what docs/stage-files.md promises ({error!r}). {_AGAIN}") from error
-    tags = _tags(manifest, layout, gate) | data_tags(layout, outputs)
-    return _Content(tags, flatten_params(params), figures, curve, splits, files)
+    diff = code_diff(root)
+    tags = _tags(manifest, layout, gate) | code_tags(manifest, code_identity(root)) | data_tags(layout, outputs)
+    return Content(tags, flatten_params(params), figures, curve, splits, files, diff if tags.get(DIRTY) == "true" else b"")
 
 
 def _tags(manifest: Mapping[str, Any], layout: Layout, gate: GateEvidence) -> dict[str, str]:
-    code: Mapping[str, Any] = manifest.get("code") or {}
-    tags = {
+    base_model, training = manifest.get("base_model") or {}, manifest.get("training") or {}
+    about = {"promptmill.base_model": base_model.get("id"), "promptmill.method": training.get("method")}
+    return {
         "promptmill.manifest_sha256": manifest_sha256(layout.path("bundle")),
         "promptmill.gate_decision": gate.decision,
         "promptmill.gate_sha256": gate.sha256,
         "promptmill.data_docs": f"{_FOLDERS['data_docs']}/index.html",  # where to begin among the run's artifacts
         DATA_PROFILE_SHA256: sha256_file(layout.path("data_profile")),
+        "mlflow.source.name": f"promptmill run {layout.task}",
+        "mlflow.source.type": "LOCAL",
+        "promptmill.task": layout.task,
+        **{name: _text(value) for name, value in about.items() if value is not None},
     }
+
+
+def code_tags(manifest: Mapping[str, Any], checkout: Mapping[str, Any]) -> dict[str, str]:
+    """The commit that makes the run again, and whether files differ from it: of the checkout as it is recorded.
+
+    Not as it was when the prompt was tuned: DVC has just compared all code, params and data of every stage with what ran, so a commit of what was
+    run makes the run again although the tuning began before it. Outside of git it is what the manifest says.
+    """
+    code: Mapping[str, Any] = checkout if checkout["commit"] else manifest.get("code") or {}
     known = {
-        "promptmill.git_commit": code.get("commit"),
+        GIT_COMMIT: code.get("commit"),
         "mlflow.source.git.commit": code.get("commit"),
-        "promptmill.dirty": code.get("dirty"),
+        DIRTY: code.get("dirty"),
+        DIFF_SHA256: code.get("diff_sha256"),
     }
-    return tags | {name: _text(value) for name, value in known.items() if value is not None}
+    return {name: _text(value) for name, value in known.items() if value is not None}
+
+
+def lock_of_run(*, lock: Path, task: str) -> dict[str, Any]:
+    """The entries of `task` in a dvc.lock that may be older than this code: whatever stages there were then."""
+    return {name: entry for name, entry in read_lock(lock).items() if name.endswith(f"@{task}")}
+
+
+def _settle_code(connection: Connection, run_id: str, tags: Mapping[str, str]) -> None:
+    """What was recorded with uncommitted changes and is committed now, unchanged, is known by its commit from now on."""
+    recorded = connection.client.get_run(run_id).data.tags
+    if recorded.get(DIRTY) == "true" and tags.get(DIRTY) == "false":
+        for name in (GIT_COMMIT, "mlflow.source.git.commit", DIRTY):
+            connection.client.set_tag(run_id, name, tags[name])
 
 
 def _experiment(connection: Connection, task: str) -> str:
@@ -289,17 +339,20 @@ def _bury_the_dead(connection: Connection, experiment: str, key: str) -> None:
 
 
 @contextmanager
-def _new_run(connection: Connection, experiment: str, tags: dict[str, str]) -> Generator[str]:
-    run_id: str = connection.client.create_run(experiment, tags=tags).info.run_id
+def _new_run(connection: Connection, experiment: str, tags: dict[str, str], name: str) -> Generator[str]:
+    from mlflow.exceptions import MlflowException
+
+    run_id: str = connection.client.create_run(experiment, tags=tags, run_name=name).info.run_id
     try:
         yield run_id
     except BaseException:
-        connection.client.set_terminated(run_id, "FAILED")
+        with suppress(MlflowException):  # gone with the server: the next recording ends it as KILLED
+            connection.client.set_terminated(run_id, "FAILED")
         raise
     connection.client.set_terminated(run_id, "FINISHED")
 
 
-def _write_content(connection: Connection, run_id: str, content: _Content) -> None:
+def _write_content(connection: Connection, run_id: str, content: Content) -> None:
     from mlflow.entities import Metric, Param
 
     client = connection.client
@@ -313,6 +366,10 @@ def _write_content(connection: Connection, run_id: str, content: _Content) -> No
             run_id, metrics=[Metric(name, value, now, step) for name, value, step in points[first : first + METRICS_PER_BATCH]]
         )
     client.log_inputs(run_id, datasets=_datasets(content.splits))
+    if content.diff:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / CODE_DIFF).write_bytes(content.diff)
+            client.log_artifact(run_id, str(Path(folder) / CODE_DIFF))
     for path, folder in content.files:
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path=folder)

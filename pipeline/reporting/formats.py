@@ -449,9 +449,9 @@ def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str, tri
             evaluations.append(parse(Evaluation, record, line))
         elif event == "problem":
             problems.append(parse(Problem, record, line))
-        else:
+        elif event != "system":
             raise StageInputError(
-                f"{line}: 'event' is {event!r}, expected 'step', 'evaluation' or 'problem'. Run the tune stage again: `dvc repro`."
+                f"{line}: 'event' is {event!r}, expected 'step', 'evaluation', 'problem' or 'system'. Run the tune stage again: `dvc repro`."
             )
     return TrainLog([one for one in steps if one.trial == trial], [one for one in evaluations if one.trial == trial], problems)
 

@@ -10,7 +10,7 @@ from pipeline import engine
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, training_order_sha256
 from pipeline.engine.distributed import process_group
-from pipeline.engine.hardware import describe_hardware
+from pipeline.engine.hardware import describe_hardware, gpu_usage
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.peft_adapter import save_peft_module
 from pipeline.engine.peft_learner import PeftLearner
@@ -28,6 +28,7 @@ from pipeline.manifest import write_manifest
 from pipeline.params import TaskParams
 from pipeline.progress import Progress
 from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
+from pipeline.system_metrics import SystemMetrics
 from pipeline.trials import Plan, make_learner, training_settings, trial_plans, trial_settings
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
@@ -53,10 +54,13 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     key = _checkpoint_key(params, inputs, base)
     log: list[Record] = []
     metrics: dict[int, str] = {}
+    machine = SystemMetrics(lambda: gpu_usage(base.device))
     with process_group(base.device) as processes, stop_requested() as stop, Progress("tune", tune.maximum_steps, "step") as progress:
 
         def on_record(record: Record) -> None:
             log.append(record)
+            if record["event"] == "evaluation" or machine.due():
+                log.append({"event": "system", "step": record["step"], **machine.sample()})
             if processes.first:
                 _show(progress, record, len(plans), metrics)
 

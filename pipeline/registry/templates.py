@@ -30,7 +30,7 @@ def register_template(connection: Connection, *, task: str, template: str) -> An
         versions = connection.client.search_prompt_versions(name, max_results=MAXIMUM_VERSIONS) if known else []
         same = [version for version in versions if version.template == text]
         if same:
-            return max(same, key=lambda version: int(version.version))
+            return max(same, key=_number)
         return connection.client.register_prompt(name, text, tags={"promptmill.task": task})
 
 
@@ -45,3 +45,7 @@ def link_template(connection: Connection, prompt: Any, *, run_id: str, model_id:
     key, client = TraceTagKey.LINKED_PROMPTS, connection.client
     client.set_tag(run_id, key, update_linked_prompts_tag(client.get_run(run_id).data.tags.get(key), [prompt]))
     client.set_logged_model_tags(model_id, {key: update_linked_prompts_tag(client.get_logged_model(model_id).tags.get(key), [prompt])})
+
+
+def _number(version: Any) -> int:
+    return int(version.version)

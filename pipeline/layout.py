@@ -42,6 +42,10 @@ FILES: Mapping[str, str] = {
     "metrics": "reports/{task}/metrics.json",
     "plots": "reports/{task}/plots/",
     "fairness": "reports/{task}/fairness.json",
+    "behaviour_predictions": "data/behaviour/{task}/answers.parquet",
+    "bias_scores": "data/behaviour/{task}/bias.parquet",
+    "probe_report": "reports/{task}/probe.json",
+    "behaviour": "reports/{task}/behaviour.json",
     "gate": "reports/{task}/gate.json",
     "card": "reports/{task}/card.html",
 }
@@ -81,7 +85,19 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("evaluate", ("evaluate", "prompt"), ("predictions",), ("metrics", "plots")),
     Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions", "test"), ("fairness",)),
-    Stage("gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage"), ("gate",)),
+    Stage(
+        "probe",
+        ("behaviour", "prompt", "base_model", "score"),
+        ("bundle", "test"),
+        ("behaviour_predictions", "bias_scores", "probe_report"),
+    ),
+    Stage(
+        "assess_behaviour",
+        ("behaviour", "prompt"),
+        ("behaviour_predictions", "bias_scores", "probe_report"),
+        ("behaviour",),
+    ),
+    Stage("gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage", "behaviour"), ("gate",)),
     Stage(
         "report",
         ("report", "prompt"),

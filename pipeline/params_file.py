@@ -16,7 +16,7 @@ from pipeline.errors import ParamsError
 
 # Keys of mappings that come in several kinds, and of lists of such mappings.
 WITH_KINDS = frozenset({"source", "init", "method"})
-LISTS_WITH_KINDS = frozenset({"inits"})
+LISTS_WITH_KINDS = frozenset({"inits", "tests"})
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:

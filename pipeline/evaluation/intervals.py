@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 Estimate = dict[str, Any]
 Integers = NDArray[np.int64]
@@ -100,6 +101,37 @@ def ratio_interval(first: Ends, second: Ends) -> tuple[float, float]:
     low = low_c / low_root if low_c > 0 else 0.0
     high = (product + high_root) / high_a if high_a > 0 else inf
     return low, high
+
+
+def paired_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], confidence_level: float) -> tuple[Estimate, float]:
+    """Share of True in `ours` [N] minus that in `theirs` [N], of the same rows, in [-1, 1]; and McNemar's exact two-sided p value.
+
+    The interval is Newcombe's (1998, paired data, method 10), which keeps its width where no row differs. Raises ValueError without rows.
+    """
+    n = len(ours)
+    both, neither = int((ours & theirs).sum()), int((~ours & ~theirs).sum())
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    (one, one_low, one_high), (other, other_low, other_high) = (
+        (count / n, *wilson(count, n, confidence_level)) for count in (both + only_ours, both + only_theirs)
+    )
+    phi = _correlation(both, only_ours, only_theirs, neither)
+    below, above, other_below, other_above = one - one_low, one_high - one, other - other_low, other_high - other
+    low = one - other - sqrt(max(0.0, below**2 - 2 * phi * below * other_above + other_above**2))
+    high = one - other + sqrt(max(0.0, above**2 - 2 * phi * above * other_below + other_below**2))
+    discordant = only_ours + only_theirs
+    p_value = float(binomtest(only_ours, discordant, 0.5).pvalue) if discordant else 1.0
+    return estimate(one - other, (low, high), n), p_value
+
+
+def _correlation(both: int, only_ours: int, only_theirs: int, neither: int) -> float:
+    """Correlation of two paired proportions, a positive one corrected for continuity as in Newcombe's method 10."""
+    margins = (both + only_ours) * (only_theirs + neither) * (both + only_theirs) * (only_ours + neither)
+    if margins == 0:
+        return 0.0
+    product = both * neither - only_ours * only_theirs
+    if product > 0:
+        product = max(product - (both + only_ours + only_theirs + neither) / 2, 0)
+    return product / sqrt(margins)
 
 
 def resampled_sums(rows: Integers, replicates: int, seed: int) -> Integers:

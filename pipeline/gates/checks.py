@@ -5,8 +5,10 @@ A module of this package plans checks (`Planned`, with a `judge` that returns a 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
+
+from pipeline.evaluation.sample_size import rows_to_decide
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INSUFFICIENT", "MISSING", "DEGENERATE", "ERROR"]
 
@@ -104,6 +106,15 @@ def against_maximum(figure: Figure, maximum: float, what: str) -> Finding:
     return Finding(
         "INCONCLUSIVE", f"{what} is {figure}: the interval holds the maximum of {maximum:.3f}, so these rows cannot decide.", figure
     )
+
+
+def with_more_rows(finding: Finding, decided: Callable[[float], bool], rows: int, what: str) -> Finding:
+    """The finding, and where it is INCONCLUSIVE about how many more rows would decide it; see evaluation.sample_size for `decided`."""
+    if finding.verdict != "INCONCLUSIVE":
+        return finding
+    more = rows_to_decide(decided, rows)
+    said = f"No number of {what} would decide it" if more is None else f"About {more:,} more {what} would decide it"
+    return replace(finding, sentence=f"{finding.sentence} {said}, if the rates stay as they are.", more_rows=more)
 
 
 def _judged(planned: Planned) -> Check:

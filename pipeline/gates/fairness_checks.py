@@ -4,15 +4,14 @@ A difference is judged on counts, with intervals that hold for all differences t
 attribute, metric, label, rate and pair of listed groups. Where the rows cannot decide, the check says about how many more would.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from math import ceil
 
-from pipeline.evaluation.sample_size import rows_to_decide
 from pipeline.fairness.parity import PARITIES, compare, comparisons, rate_of, rates_of
-from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_maximum, against_minimum, judged
+from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_maximum, against_minimum, judged, with_more_rows
 from pipeline.gates.estimates import Record, at, confidence_level_of, count_in, figure_in, number_in
 from pipeline.params import UNKNOWN_GROUP, AssessFairnessParams, DifferenceThreshold, GateParams, GroupThreshold
 
@@ -86,7 +85,7 @@ def _judge_group(threshold: GroupThreshold, group: str, fairness: Record) -> Fin
         _, low, high = rate.times(times).ends(level)
         return low >= threshold.minimum or high < threshold.minimum
 
-    return _with_more_rows(finding, decided, figure.n, f"rows of {threshold.attribute} {group}")
+    return with_more_rows(finding, decided, figure.n, f"rows of {threshold.attribute} {group}")
 
 
 def _judge_difference(threshold: DifferenceThreshold, label: str | None, labels: Sequence[str], number: int, fairness: Record) -> Finding:
@@ -114,7 +113,7 @@ def _judge_difference(threshold: DifferenceThreshold, label: str | None, labels:
         more = compare(parity, {group: [rate.times(times) for rate in one] for group, one in rates.items()}, level, number)
         return _against(threshold, replace(figure, low=more["low"], high=more["high"]), what).verdict != "INCONCLUSIVE"
 
-    return _with_more_rows(finding, decided, sum(record["n"] for record in records.values()), f"rows of the {len(records)} groups")
+    return with_more_rows(finding, decided, sum(record["n"] for record in records.values()), f"rows of the {len(records)} groups")
 
 
 def _difference_name(threshold: DifferenceThreshold) -> str:
@@ -140,15 +139,6 @@ def _refuse_constant_answers(attribute: str, labels: Sequence[str], records: Map
         given |= {label for label, count in counts.items() if count}
     if len(given) < 2:
         raise NoFigure("DEGENERATE", f"All listed groups of {attribute} are given the label {given.pop()} alone, so no rate can differ.")
-
-
-def _with_more_rows(finding: Finding, decided: Callable[[float], bool], rows: int, what: str) -> Finding:
-    """The finding, and where it is INCONCLUSIVE about how many more rows would decide it."""
-    if finding.verdict != "INCONCLUSIVE":
-        return finding
-    more = rows_to_decide(decided, rows)
-    said = f"No number of {what} would decide it" if more is None else f"About {more:,} more {what} would decide it"
-    return replace(finding, sentence=f"{finding.sentence} {said}, if the rates stay as they are.", more_rows=more)
 
 
 def _group(attribute: str, group: str, fairness: Record) -> Record:

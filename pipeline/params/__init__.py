@@ -8,6 +8,16 @@ The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on
 section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion: the sections; task: all of them together, and reading the file
 """
 
+from pipeline.params.behaviour import (
+    BUILT_IN_SWAPS,
+    BehaviourParams,
+    DirectionalTest,
+    Edit,
+    InvarianceTest,
+    MinimumFunctionalityTest,
+    PairFile,
+    Perturbation,
+)
 from pipeline.params.data import (
     DriftParams,
     ExpectationParams,
@@ -20,6 +30,7 @@ from pipeline.params.data import (
 )
 from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, TextGroups, intersection_name
 from pipeline.params.gate import (
+    BehaviourThresholds,
     ChangeThreshold,
     CostParams,
     DegeneracyThreshold,
@@ -40,16 +51,21 @@ from pipeline.params.task import SECTIONS, TaskParams, load, load_task
 from pipeline.params.tune import Init, Lora, TunedPromptInit, TuneParams
 
 __all__ = [
+    "BUILT_IN_SWAPS",
     "SECTIONS",
     "UNKNOWN_GROUP",
     "AssessFairnessParams",
+    "BehaviourParams",
+    "BehaviourThresholds",
     "ChangeThreshold",
     "ColumnGroups",
     "Columns",
     "CostParams",
     "DegeneracyThreshold",
     "DifferenceThreshold",
+    "DirectionalTest",
     "DriftParams",
+    "Edit",
     "ExpectationParams",
     "ExternalTest",
     "FileSource",
@@ -60,9 +76,13 @@ __all__ = [
     "IgnoredPart",
     "IngestParams",
     "Init",
+    "InvarianceTest",
     "Lora",
+    "MinimumFunctionalityTest",
     "NearDuplicateParams",
     "PackageFileSource",
+    "PairFile",
+    "Perturbation",
     "ProfileParams",
     "PromotionParams",
     "PromptParams",

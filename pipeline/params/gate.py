@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section
 
 AVERAGES = tuple(f"{average}_{name}" for average in ("macro", "weighted") for name in ("f1", "precision", "recall"))
@@ -151,6 +152,43 @@ class CostParams(Section):
     maximum_added_tokens: float | None
 
 
+class SwapThreshold(Section):
+    """Limits on a counterfactual swap: on the share of changed rows whose label flips, and if set on the shift of any label."""
+
+    maximum_flip_rate: Fraction
+    maximum_shift: Fraction | None = None
+
+
+class BehaviourThresholds(Section):
+    """Limits on the probes of the section behaviour, by name; each rate is judged by the far end of its interval.
+
+    `worst_case_accuracy`: a floor on the accuracy in the worst case of each row over all perturbations; `worst_case_drop`: a limit on the
+    share of rows that are right as they are and wrong in some form; `tests`: on failure rates; `batch_difference`: on the
+    difference of a probability between a row alone and in a batch; `bias_increase`: on how much oftener a stereotype is likelier.
+    """
+
+    swaps: dict[str, SwapThreshold] = Field(default_factory=dict[str, SwapThreshold])
+    pairs: dict[str, SwapThreshold] = Field(default_factory=dict[str, SwapThreshold])
+    worst_case_accuracy: Fraction | None = None
+    worst_case_drop: Fraction | None = None
+    tests: dict[str, Fraction] = Field(default_factory=dict[str, float])
+    batch_difference: Fraction | None = None
+    bias_increase: dict[str, Fraction] = Field(default_factory=dict[str, float])
+
+    def named(self, asked: BehaviourParams) -> list[tuple[str, list[str], list[str]]]:
+        """(key, the probes that a limit is set on, the probes that are asked) of each kind of probe."""
+        worst = [key for key in ("worst_case_accuracy", "worst_case_drop") if getattr(self, key) is not None]
+        batch = [] if self.batch_difference is None else ["batch_difference"]
+        return [
+            ("swaps", list(self.swaps), asked.swaps),
+            ("pairs", list(self.pairs), list(asked.pairs)),
+            ("tests", list(self.tests), [test.name for test in asked.tests]),
+            ("bias_increase", list(self.bias_increase), list(asked.bias_pairs)),
+            ("perturbations", worst, worst if asked.perturbations else []),
+            ("batch_invariance_rows", batch, batch if asked.batch_invariance_rows else []),
+        ]
+
+
 class DegeneracyThreshold(Section):
     """No label may take more than this share of the predictions, and each label must be predicted at least once."""
 
@@ -169,3 +207,4 @@ class GateParams(Section):
     slices: SliceParams
     degeneracy: DegeneracyThreshold
     cost: CostParams
+    behaviour: BehaviourThresholds = Field(default_factory=BehaviourThresholds)

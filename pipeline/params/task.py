@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ParamsError
 from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
+from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
@@ -35,6 +36,7 @@ class TaskParams(Section):
     score: ScoreParams
     evaluate: EvaluateParams
     assess_fairness: AssessFairnessParams
+    behaviour: BehaviourParams
     gate: GateParams
     report: ReportParams
     promotion: PromotionParams
@@ -47,6 +49,7 @@ class TaskParams(Section):
             *_metric_problems(self),
             *_baseline_problems(self),
             *_group_problems(self),
+            *_behaviour_problems(self),
         ]
         if problems:
             summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
@@ -142,6 +145,27 @@ def _listed_labels(gate: GateParams) -> Iterator[tuple[str, list[str]]]:
         yield f"gate.group_thresholds.{index}", [floor.label] if floor.label else []
     for index, difference in enumerate(gate.difference_thresholds):
         yield f"gate.difference_thresholds.{index}", difference.labels
+
+
+def _behaviour_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) where the probes do not fit the task's fields and labels, or the gate limits a probe that is not asked."""
+    section, labels, fields = params.behaviour, params.prompt.labels, sorted(params.ingest.columns.fields)
+    if not labels and (section.asks_labels or section.bias_pairs):
+        yield "behaviour", "probes ask for labels, and free text (ingest.columns.target) has none; leave every probe out"
+    unknown = [label for label in section.test_labels() if label not in labels]
+    if unknown:
+        yield "behaviour.tests", f"name the labels {unknown}, prompt.verbalizers defines {list(labels)}"
+    if section.field is not None and section.field not in fields:
+        yield "behaviour.field", f"is {section.field!r}, ingest.columns.fields defines {fields}"
+    elif section.field is None and len(fields) > 1 and (section.tests or section.pairs):
+        yield "behaviour.field", f"is missing; say which of {fields} gets the texts of tests and pairs"
+    others = sorted(set(fields) - {section.field or fields[0]})
+    if (section.tests or section.pairs) and sorted(section.context) != others:
+        yield "behaviour.context", f"gives {sorted(section.context)}; give what the fields {others} hold in tests and pairs"
+    for path, names, known in params.gate.behaviour.named(section):
+        missing = [name for name in names if name not in known]
+        if missing:
+            yield f"gate.behaviour.{path}", f"names {missing}, behaviour.{path} defines {sorted(known)}"
 
 
 SECTIONS: tuple[str, ...] = tuple(field.alias or name for name, field in TaskParams.model_fields.items())

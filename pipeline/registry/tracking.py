@@ -53,6 +53,8 @@ _FILES = (
     "score_report",
     "metrics",
     "fairness",
+    "probe_report",
+    "behaviour",
     "gate",
     "card",
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageInputError
+from pipeline.gates.behaviour_checks import behaviour_checks
 from pipeline.gates.cost_checks import cost_checks
 from pipeline.gates.data_checks import drift_checks, leakage_checks
 from pipeline.gates.decision import decide
@@ -14,7 +15,7 @@ from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_json, sha256_file, write_json
 
-HASHED = ("metrics", "fairness", "leakage", "drift")  # the score report holds times, with which no two gate records would be equal
+HASHED = ("metrics", "fairness", "leakage", "drift", "behaviour")  # the score report holds times, with which no two gate records would be equal
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     checks += slice_checks(params.gate, params.prompt.labels, metrics, fairness)
     checks += cost_checks(params.gate, read_json(inputs.score_report), metrics)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
+    checks += behaviour_checks(params.gate.behaviour, _read(inputs.behaviour, task))
     decision, reasons = decide(checks)
     report = {
         "task": task,

@@ -56,6 +56,7 @@ def small_task(model: Path) -> dict[str, Any]:
             "groups": {"airline": {"derived_from": "text", "patterns": {"zero": "@air0", "one": "@air1"}}},
             "minimum_denominator": 10,
         },
+        "behaviour": {},
         "gate": {"minimum_test_rows": 100, "value_thresholds": [{"metric": "accuracy", "minimum": 0.2}]},
         "report": {"title": "Praise", "description": "Made-up rows."},
         "promotion": {},

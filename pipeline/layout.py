@@ -97,7 +97,9 @@ STAGES: tuple[Stage, ...] = (
         ("behaviour_predictions", "bias_scores", "probe_report"),
         ("behaviour",),
     ),
-    Stage("gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage", "behaviour"), ("gate",)),
+    Stage(
+        "gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage", "behaviour"), ("gate",)
+    ),
     Stage(
         "report",
         ("report", "prompt"),

@@ -62,8 +62,14 @@ def _robustness(limits: BehaviourThresholds, behaviour: Record) -> Iterator[Plan
 
 
 def _judge_rate(behaviour: Record, path: tuple[str, ...], maximum: float, what: str) -> Finding:
-    figure = _rate(behaviour, path, what)
-    if path[0] != "tests" or at(behaviour, (*path[:-1], "kind"), RECORD) != "minimum_functionality":
+    kind = at(behaviour, (*path[:-1], "kind"), RECORD) if path[0] == "tests" else None
+    if path[0] == "tests" and kind not in ("minimum_functionality", "invariance", "directional"):
+        raise NoFigure("ERROR", f"The kind of {' '.join(path[:-1])} is {kind!r}.")
+    if kind == "minimum_functionality":
+        # Somebody chose the cases, and one answer may be right for all of them: the interval alone says whether they are enough.
+        figure = _rate(behaviour, path, what, minimum=1)
+    else:
+        figure = _rate(behaviour, path, what)
         _refuse_constant_answers(behaviour, path[:-1])
     return _decided_by(against_maximum(figure, maximum, what), figure, maximum, rising=True)
 
@@ -76,12 +82,8 @@ def _judge_worst_case(behaviour: Record, minimum: float) -> Finding:
 
 
 def _judge_shift(behaviour: Record, path: tuple[str, ...], maximum: float) -> Finding:
-    shifts = at(behaviour, (*path, "shift"), RECORD)
-    found: list[tuple[str, Figure]] = []
-    for label in at(behaviour, ("labels",), RECORD):
-        figure = figure_in(at(shifts, (label,), RECORD), behaviour, f"the shift of {label}", lowest=-1.0)
-        _enough(behaviour, figure.n, f"The shift of {label}")
-        found.append((label, figure))
+    labels: list[str] = at(behaviour, ("labels",), RECORD)
+    found = [(label, _rate(behaviour, (*path, "shift", label), f"The shift of {label}", lowest=-1.0)) for label in labels]
     if not found:
         raise NoFigure("ERROR", "The behaviour record names no labels.")
     _refuse_constant_answers(behaviour, path)
@@ -116,22 +118,18 @@ def _judge_bias(behaviour: Record, name: str, maximum: float) -> Finding:
     if record.get("skipped"):
         raise NoFigure("MISSING", f"The preference in {name} was not measured: {record['skipped']}.")
     what = f"The share of {name} where the stereotype is likelier, with the tuned prompt minus without,"
-    figure = figure_in(at(record, ("change",), name), behaviour, what, lowest=-1.0)
-    _enough(behaviour, figure.n, what)
+    figure = _rate(behaviour, ("bias", name, "change"), what, lowest=-1.0)
     return against_maximum(figure, maximum, what)
 
 
-def _rate(behaviour: Record, path: tuple[str, ...], what: str) -> Figure:
-    """A rate of the record; INSUFFICIENT where it rests on fewer rows than the record's minimum."""
+def _rate(behaviour: Record, path: tuple[str, ...], what: str, *, lowest: float = 0.0, minimum: int | None = None) -> Figure:
+    """A figure of the record; INSUFFICIENT where it rests on fewer rows than `minimum`, by default the record's own."""
     found = at(behaviour, path, RECORD)
-    _enough(behaviour, count_in(at(found, ("n",), what), f"n of {what}"), what)
-    return figure_in(found, behaviour, what, lowest=0.0)
-
-
-def _enough(behaviour: Record, n: int, what: str) -> None:
-    minimum = count_in(at(behaviour, ("minimum_rows",), RECORD), "the minimum rows")
-    if n < minimum:
-        raise NoFigure("INSUFFICIENT", f"{what} rests on {n} rows, fewer than the minimum of {minimum}.", n, more_rows=minimum - n)
+    n = count_in(at(found, ("n",), what), f"n of {what}")
+    enough = count_in(at(behaviour, ("minimum_rows",), RECORD), "the minimum rows") if minimum is None else minimum
+    if n < enough:
+        raise NoFigure("INSUFFICIENT", f"{what} rests on {n} rows, fewer than the minimum of {enough}.", n, more_rows=enough - n)
+    return figure_in(found, behaviour, what, lowest=lowest)
 
 
 def _refuse_constant_answers(behaviour: Record, path: tuple[str, ...]) -> None:

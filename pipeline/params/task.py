@@ -150,9 +150,9 @@ def _listed_labels(gate: GateParams) -> Iterator[tuple[str, list[str]]]:
 def _behaviour_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     """(dotted path, problem) where the probes do not fit the task's fields and labels, or the gate limits a probe that is not asked."""
     section, labels, fields = params.behaviour, params.prompt.labels, sorted(params.ingest.columns.fields)
-    if not labels and (section.asks_labels or section.bias_pairs):
+    if params.ingest.columns.target is not None and (section.asks_labels or section.bias_pairs):
         yield "behaviour", "probes ask for labels, and free text (ingest.columns.target) has none; leave every probe out"
-    unknown = [label for label in section.test_labels() if label not in labels]
+    unknown = [label for label in section.test_labels() if labels and label not in labels]
     if unknown:
         yield "behaviour.tests", f"name the labels {unknown}, prompt.verbalizers defines {list(labels)}"
     if section.field is not None and section.field not in fields:
@@ -160,7 +160,7 @@ def _behaviour_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     elif section.field is None and len(fields) > 1 and (section.tests or section.pairs):
         yield "behaviour.field", f"is missing; say which of {fields} gets the texts of tests and pairs"
     others = sorted(set(fields) - {section.field or fields[0]})
-    if (section.tests or section.pairs) and sorted(section.context) != others:
+    if (section.tests or section.pairs) and len(others) < len(fields) and sorted(section.context) != others:
         yield "behaviour.context", f"gives {sorted(section.context)}; give what the fields {others} hold in tests and pairs"
     for path, names, known in params.gate.behaviour.named(section):
         missing = [name for name in names if name not in known]

@@ -15,7 +15,13 @@ from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_json, sha256_file, write_json
 
-HASHED = ("metrics", "fairness", "leakage", "drift", "behaviour")  # the score report holds times, with which no two gate records would be equal
+HASHED = (
+    "metrics",
+    "fairness",
+    "leakage",
+    "drift",
+    "behaviour",
+)  # the score report holds times, with which no two gate records would be equal
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:

@@ -20,6 +20,8 @@ SHARES = (0.107, 0.081, 0.077, 0.067, 0.060, 0.013)
 
 NO_DRIFT = {"task": "tweet_sentiment", "on_drift": "report", "rows": {"current": 13000}, "checks": []}
 
+NOTHING_PROBED = {"task": "tweet_sentiment", "batch_invariance": {"rows": 16, "largest_difference": 0.0, "flips": 0}}
+
 NO_LEAKS = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
 
 Decide = Callable[..., dict[str, object]]
@@ -51,6 +53,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
         }
         write_json(layout.path("drift"), NO_DRIFT)
         pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), NO_LEAKS)
+        write_json(layout.path("behaviour"), NOTHING_PROBED)
         write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
         write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
         write_json(layout.path("score_report"), {"rows": rows})
@@ -73,6 +76,7 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
         "metrics_sha256": sha256_file(layout.path("metrics")),
         "fairness_sha256": sha256_file(layout.path("fairness")),
         "leakage_sha256": sha256_file(layout.path("leakage")),
+        "behaviour_sha256": sha256_file(layout.path("behaviour")),
         "drift_sha256": sha256_file(layout.path("drift")),
     }
     rule: GateParams = params.gate

@@ -60,6 +60,7 @@ def test_lists_replace_lists(altered: Altered):
 def test_yes_and_no_are_labels_and_numbers_may_have_exponents(repo_root: Path, tmp_path: Path):
     text = (repo_root / "params.yaml").read_text(encoding="utf-8")
     text = text.replace('negative: " negative"', 'no: " no"').replace('positive: " positive"', 'yes: " yes"')
+    text = text.replace("label: negative", "label: no").replace("label: positive", "label: yes")
     text = re.sub(r"learning_rate: \S+", "learning_rate: 7e-3", text)
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")

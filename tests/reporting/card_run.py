@@ -204,6 +204,7 @@ def _write_data_reports(run: Run) -> None:
 def _write_leakage(run: Run, rows: int) -> None:
     none = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
     pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), none)
+    write_json(run.path("behaviour"), {"task": TASK})
     write_json(run.path("leakage"), {"task": TASK, "rows": {"train": 13612, "validation": 1700, "test": rows}, "pairs": pairs})
 
 

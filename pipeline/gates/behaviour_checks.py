@@ -107,6 +107,8 @@ def _judge_batch(behaviour: Record, maximum: float) -> Finding:
     if rows == 0:
         raise NoFigure("MISSING", "No row was asked alone.", 0)
     value = number_in(at(record, ("largest_difference",), "batch invariance"), "the largest difference", None, rows)
+    if not 0 <= value <= 1:
+        raise NoFigure("ERROR", f"The largest difference of a probability is {value}, expected one within 0 and 1.", rows)
     said = f"A row alone and in a batch differ by at most {value:.2g} in a probability and in {flips} labels, over {rows} rows"
     if value > maximum or flips:
         return Finding("FAIL", f"{said}: the limit is {maximum:.2g} and no label.", value=value, n=rows)

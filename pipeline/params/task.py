@@ -150,7 +150,7 @@ def _listed_labels(gate: GateParams) -> Iterator[tuple[str, list[str]]]:
 def _behaviour_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     """(dotted path, problem) where the probes do not fit the task's fields and labels, or the gate limits a probe that is not asked."""
     section, labels, fields = params.behaviour, params.prompt.labels, sorted(params.ingest.columns.fields)
-    if params.ingest.columns.target is not None and (section.asks_labels or section.bias_pairs):
+    if params.ingest.columns.target is not None and not labels and (section.asks_labels or section.bias_pairs):
         yield "behaviour", "probes ask for labels, and free text (ingest.columns.target) has none; leave every probe out"
     unknown = [label for label in section.test_labels() if labels and label not in labels]
     if unknown:

@@ -5,7 +5,7 @@ Counts first; a rate is a proportion with Wilson's interval, so its `high` is th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -216,7 +216,7 @@ def _bias(rows: "pd.DataFrame", file: Mapping[str, Any], skipped: str | None, pa
     """How often the model finds a stereotype likelier than its counterpart, without and with the tuned prompt, overall and by kind."""
     mean = file["format"] == "stereoset"
     score = rows["log_probability"] / rows["tokens"] if mean else rows["log_probability"]
-    wide = cast("pd.DataFrame", rows.assign(score=score).pivot_table(index=["number", "kind"], columns=["prompt", "side"], values="score"))
+    wide = rows.assign(score=score).pivot_table(index=["number", "kind"], columns=["prompt", "side"], values="score")
     wide = wide.dropna() if len(wide) else wide
     kinds = wide.index.get_level_values("kind") if len(wide) else []
     described = {str(kind): _preference(wide[kinds == kind], params) for kind in sorted(set(kinds))}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.calibration import calibration
 from pipeline.evaluation.intervals import Estimate, estimate, f1_interval, no_estimate, wilson
 from pipeline.evaluation.metrics import macro_f1
 from pipeline.evaluation.predictions import Predictions
@@ -25,6 +26,7 @@ METHOD = (
     "texts and so the confidences taken as given; differences and ratios: the extreme over all pairs of groups with enough rows, Newcombe and "
     "MOVER intervals with Bonferroni's correction for the number of comparisons in this record"
 )
+CALIBRATION = ("brier", "ece", "ece_null", "ece_excess")
 REPLICATES = 2000
 SEED = 0
 
@@ -143,6 +145,7 @@ def _describe(
         "f1": {label: f1(label) for label in labels},
         "mean_confidence": confidence,
         "calibration_gap": _calibration_gap(confidence, accuracy),
+        "calibration": _calibration(predictions, rows, level) if n else {name: no_estimate(0, empty) for name in CALIBRATION},
         "sufficient": n >= params.minimum_denominator,
     }
 
@@ -152,6 +155,15 @@ def _calibration_gap(confidence: float | None, accuracy: Estimate) -> Estimate:
     if confidence is None:
         return no_estimate(0, accuracy["why"])
     return estimate(confidence - accuracy["value"], (confidence - accuracy["high"], confidence - accuracy["low"]), accuracy["n"])
+
+
+def _calibration(predictions: Predictions, rows: NDArray[np.bool_], level: float) -> dict[str, Estimate]:
+    """Brier score and calibration error of the group's rows; the error of a small group is large even where it is calibrated, hence the excess."""
+    tuned = predictions.tuned
+    found = calibration(
+        predictions.actual[rows], tuned.predicted[rows], tuned.probabilities[rows], confidence_level=level, replicates=REPLICATES, seed=SEED
+    )
+    return {name: found[name] for name in CALIBRATION}
 
 
 def _plan(attribute: str, parity: str, label: str | None, groups: Mapping[str, GroupRecord], minimum: int) -> _Planned:

@@ -121,6 +121,25 @@ def test_differences_agree_with_fairlearn_over_the_sufficient_groups() -> None:
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
 
 
+def test_calibration_of_a_group_is_that_of_its_rows_alone() -> None:
+    """Both groups are given 0.8 for every answer; 80 % of the one's answers are right and 55 % of the other's."""
+    generator, actual = np.random.default_rng(2), np.zeros(800, dtype=np.int64)
+    right = np.where(np.arange(800) < 400, generator.random(800) < 0.8, generator.random(800) < 0.55)
+    answers, probabilities = np.where(right, 0, 1), np.full((800, 2), 0.2)
+    probabilities[np.arange(800), answers] = 0.8
+    texts = ["@united"] * 400 + ["@jetblue"] * 400
+    sample = Predictions(("no", "yes"), [str(i) for i in range(800)], texts, actual, {"tuned": Scored(answers, probabilities)})
+    groups = attribute(sample, params_for())["groups"]
+    for name, rows in (("united", slice(0, 400)), ("jetblue", slice(400, 800))):
+        found = groups[name]["calibration"]
+        assert found["ece"]["value"] == pytest.approx(abs(0.8 - right[rows].mean()))
+        assert found["brier"]["value"] == pytest.approx(np.where(right[rows], 2 * 0.2**2, 2 * 0.8**2).mean())
+        assert found["ece_null"]["n"] == 400
+    assert groups["united"]["calibration"]["ece_excess"]["value"] < 0.03
+    assert groups["jetblue"]["calibration"]["ece_excess"]["low"] > 0.1
+    assert groups["delta"]["calibration"]["ece"]["value"] is None
+
+
 def test_all_intervals_of_a_record_hold_together(sample: Predictions) -> None:
     """Accuracy, calibration gaps and seven parities of three labels, equalized odds twice; united and jetblue are the only pair."""
     params = params_for(minimum=16)

@@ -17,6 +17,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "tune": {"batch_size": 16, "maximum_steps": 64, "evaluate_every": 32, "validation_rows": 48, "learning_rate": 0.006},
     "score": {"hard_prompt_selection_rows": 24},
     "evaluate": {"bootstrap_replicates": 500},
+    "behaviour": {"rows": 20, "bias_pairs": {}},
 }
 
 

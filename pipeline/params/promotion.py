@@ -11,10 +11,12 @@ class PromotionParams(Section):
     """What happens to a version after the gate.
 
     `approval`: auto promotes what the gate lets pass; manual asks a person for every version that the gate does not refuse; on_doubt asks
-    only where the gate could not decide (INCONCLUSIVE or INSUFFICIENT). `trusted_keys`: files of public keys, below the checkout.
+    only where the gate could not decide (INCONCLUSIVE or INSUFFICIENT). `allow_uncommitted`: whether a version made with uncommitted changes may
+    become champion. `trusted_keys`: files of public keys, below the checkout.
     """
 
     approval: Literal["auto", "manual", "on_doubt"]
+    allow_uncommitted: bool
     require_signature: bool
     trusted_keys: list[str]
 

@@ -28,6 +28,7 @@ from pipeline.registry.registry import (
     find_version,
     list_versions,
 )
+from pipeline.registry.uncommitted import check_committed
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -44,6 +45,7 @@ def promote(*, root: Path, task: str, version: int) -> dict[str, Any]:
     connection = connect(root=root)
     with explained(f"Promoting {task} version {version} in {connection.uri}", "Run the same command again."):
         found = find_version(connection, task, version)
+        check_committed(root=root, task=task, version=version, tags=found.tags)
         if found.tags.get(GATE_DECISION) != "promote":
             reasons = " ".join(found.tags.get(GATE_REASONS, "").split("\n")) or "no reasons were recorded."
             if found.tags.get(GATE_DECISION) == "ask":

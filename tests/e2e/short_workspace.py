@@ -43,6 +43,11 @@ class Workspace:
         document["tasks"] = {self.task: document["tasks"][self.task]}
         path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
+    def commit(self) -> None:
+        """Commit what was changed."""
+        command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "--all", "--message", "change"]
+        subprocess.run(command, cwd=self.root, check=True)
+
     def change(self, edit: Callable[[dict[str, Any]], None]) -> None:
         """Edit params.yaml through `edit`, which gets the task's sections."""
         path = self.root / "params.yaml"

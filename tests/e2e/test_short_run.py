@@ -83,6 +83,7 @@ def test_a_poor_prompt_is_refused_recorded_and_not_promoted(workspace):
 def test_new_limits_rerun_the_gate_alone_and_the_prompt_is_promoted(workspace):
     before = lock(workspace)
     workspace.change(relax)
+    workspace.commit()  # a version made with uncommitted changes is not promoted
     done = workspace.promptmill("run", TASK)
     assert done.returncode == 0, done.stderr[-3000:]
     after = lock(workspace)

@@ -22,6 +22,7 @@ ONE_MISTAKE = [
     (f"{T}/tune/learning_rate", "fast", "tasks.tweet_sentiment.tune.learning_rate", "found 'fast'"),
     ("defaults/tune/learning_rate", 0.0, "defaults.tune.learning_rate", "greater than 0; found 0.0"),
     ("defaults/tune/learning_rate", math.inf, "defaults.tune.learning_rate", "finite number; found inf"),
+    ("defaults/promotion/allow_uncommitted", "yes", "defaults.promotion.allow_uncommitted", "found 'yes'"),
     ("defaults/split/seed", True, "defaults.split.seed", "valid integer; found True"),
     ("defaults/split/seed", 2**32, "defaults.split.seed", "found 4294967296"),
     ("defaults/split/seed", -1, "defaults.split.seed", "found -1"),

@@ -84,7 +84,7 @@ def write_bundle(bundle: Path, seed: int) -> None:
     write_json(bundle / "adapter_config.json", {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20, "token_dim": 64})
     write_json(bundle / "template.json", {"template": "Tweet: {text}\nSentiment:"})
     write_json(bundle / "verbalizers.json", {label: f" {label}" for label in LABELS})
-    code = {"commit": "c0ffee" + "0" * 34, "dirty": True, "diff_sha256": None}
+    code = {"commit": "c0ffee" + "0" * 34, "dirty": False, "diff_sha256": None}
     write_manifest(bundle, {"task": TASK, "fields": ["text"], "labels": LABELS, "code": code})
 
 

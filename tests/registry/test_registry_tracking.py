@@ -56,7 +56,7 @@ def test_a_recorded_run_holds_params_figures_curve_tags_and_files(workspace: Wor
     assert run.data.tags["promptmill.manifest_sha256"] == manifest_sha256(workspace.layout.path("bundle"))
     assert run.data.tags["promptmill.gate_decision"] == "promote"
     assert run.data.tags["promptmill.git_commit"].startswith("c0ffee")
-    assert run.data.tags["promptmill.dirty"] == "true"
+    assert run.data.tags["promptmill.dirty"] == "false"
     datasets = {entry.dataset.name: json.loads(entry.dataset.source)["sha256"] for entry in run.inputs.dataset_inputs}
     assert datasets == {name: sha256_file(workspace.layout.path(name)) for name in ("train", "validation", "test")}
     (stored,) = [path for path in (workspace.artifacts / TASK).iterdir() if path.name == recorded.run_id]

@@ -25,7 +25,7 @@ def test_a_version_carries_its_evidence_and_the_bundle_and_nothing_that_runs_cod
     assert (shown["run_id"], shown["stage_key"], shown["gate_decision"]) == (run.run_id, run.stage_key, "promote")
     assert shown["manifest_sha256"] == manifest_sha256(workspace.layout.path("bundle"))
     assert shown["metrics"]["tuned/accuracy"] == 0.625
-    assert (shown["promoted_at"], shown["dirty"]) == (None, True)
+    assert (shown["promoted_at"], shown["dirty"]) == (None, False)
     assert registry.show(root=workspace.root, task=TASK, selector="1") == registry.show(root=workspace.root, task=TASK, selector=1) == shown
 
     stored = workspace.stored_bundle(version)

@@ -110,7 +110,9 @@ def test_no_partial_file_and_a_champion_that_loads(small_disk: Path, tmp_path: P
     known[1] = finals(small_disk / "other")
     needed = sum(file.stat().st_size for file in (small_disk / "other").rglob("*"))
     subprocess.run(["rm", "-rf", str(small_disk / "other")], check=True)
-    allowed = {name: {record[name] for record in known.values()} for name in known[0]} | {"bundle": {"absent", known[0]["bundle"], known[1]["bundle"]}}
+    allowed = {name: {record[name] for record in known.values()} for name in known[0]} | {
+        "bundle": {"absent", known[0]["bundle"], known[1]["bundle"]}
+    }
     randomness = random.Random(offsets)
     outcomes = {0: 0, 1: 0}
     for attempt in range(offsets):

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -88,7 +89,7 @@ def in_child(act: Callable[[], object]) -> int:
         act()
     except (OSError, PromptmillError):
         os._exit(1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a fork must not come back into the test
         os._exit(70)
     os._exit(0)
 
@@ -117,7 +118,7 @@ def test_no_partial_file_and_a_champion_that_loads(small_disk: Path, tmp_path: P
     outcomes = {0: 0, 1: 0}
     for attempt in range(offsets):
         filler = fill(small_disk, randomness.randrange(int(needed * 0.9)))
-        code = in_child(lambda: write_everything(folder, (attempt + 1) % 2))
+        code = in_child(partial(write_everything, folder, (attempt + 1) % 2))
         assert code in outcomes, f"attempt {attempt} ended with {code}"
         outcomes[code] += 1
         found = finals(folder)
@@ -129,36 +130,8 @@ def test_no_partial_file_and_a_champion_that_loads(small_disk: Path, tmp_path: P
         snapshot = Checkpoint(path=folder / "checkpoint.safetensors", key="k", every=1, say=unexpected).load()
         assert snapshot is not None
         assert snapshot.state["step"] in (0, 1)
-        loads = in_child(lambda: download_bundle(root=workspace.root, task=TASK, version=1, destination=tmp_path / f"champion-{attempt}"))
+        loads = in_child(partial(download_bundle, root=workspace.root, task=TASK, version=1, destination=tmp_path / f"champion-{attempt}"))
         assert loads == 0, f"attempt {attempt}: the champion does not load"
         filler.unlink()
         assert [path.name for path in folder.iterdir() if path.name.endswith(".partial")] == []
-    print(f"DISK FULL {outcomes}")
     assert outcomes[1], outcomes
-
-
-@pytest.mark.faults
-def test_recording_and_registering_on_a_full_disk_leaves_the_champion_and_ends_well_once_there_is_space(
-    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-    monkeypatch.chdir(tmp_path)
-    workspace = Workspace(small_disk / "w")
-    workspace.root.mkdir()
-    workspace.make(1)
-    assert workspace.register() == 1
-    promote(root=workspace.root, task=TASK, version=1)
-    workspace.make(2)
-    randomness = random.Random(0)
-    failed = 0
-    for attempt in range(20):
-        filler = fill(small_disk, randomness.randrange(400_000))
-        failed += in_child(workspace.register) != 0
-        assert in_child(lambda: download_bundle(root=workspace.root, task=TASK, version=1, destination=tmp_path / f"c{attempt}")) == 0
-        filler.unlink()
-    assert failed
-    assert in_child(workspace.register) == 0
-    number = workspace.register()
-    download_bundle(root=workspace.root, task=TASK, version=number, destination=tmp_path / "last")
-    assert verify_bundle(tmp_path / "last") == verify_bundle(workspace.layout.path("bundle"))

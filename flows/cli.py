@@ -1,6 +1,7 @@
 """The command `promptmill`. Parsing only: what a subcommand does, and every slow import, is behind it in `flows.commands`.
 
-`promptmill data` gathers the subcommands that the modules of DATA_MODULES declare; each handler lies in the module that declares it.
+The modules of MODULES declare subcommands of their own, and `promptmill data` gathers those that the modules of DATA_MODULES declare;
+each handler lies in the module that declares it.
 """
 
 import argparse
@@ -20,8 +21,7 @@ from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 UNEXPECTED_EXIT_CODE = 1
 
 DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
-
-MODULES = ("flows.reproduce_command", "flows.sync")
+MODULES = ("flows.why", "flows.compare", "flows.evaluate", "flows.reproduce_command", "flows.sync")
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 

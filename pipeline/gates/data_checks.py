@@ -7,8 +7,8 @@ from pipeline.gates.estimates import Record, at, count_in
 
 
 def drift_checks(drift: Record) -> list[Check]:
-    """The check on the drift record when the params want the gate to refuse for it (`drift.on_drift: refuse`), else none."""
-    if drift.get("on_drift") != "refuse":
+    """The check on the drift record, unless the params want drift to be reported only (`drift.on_drift: report`)."""
+    if drift.get("on_drift") == "report":
         return []
     rule = "PASS when no drift check fails; INSUFFICIENT when one has too few rows; a first version has nothing to drift from"
     return judged([Planned("drift", rule, 0.0, partial(_judge_drift, drift), "training rows")])
@@ -26,7 +26,8 @@ def _judge_leakage(leakage: Record, metrics: Record) -> Finding:
     if n != metrics.get("n"):
         raise NoFigure("ERROR", f"The leakage record is of a test split of {n} rows, the metrics are of {metrics.get('n')!r}.", n)
     sides = [("validation", "train"), ("test", "train"), ("test", "validation")]
-    sides += [("external_test", "train"), ("external_test", "validation")] if "external_test" in rows else []
+    if "external_test" in rows or any(pair.startswith("external_test in ") for pair in at(leakage, ("pairs",), "the leakage record")):
+        sides += [("external_test", "train"), ("external_test", "validation")]
     found: dict[str, int] = {}
     for pair in (f"{second} in {first}" for second, first in sides):
         counts = {kind: at(leakage, ("pairs", pair, kind), "the leakage record") for kind in ("exact", "normalised", "near", "origin")}
@@ -39,6 +40,9 @@ def _judge_leakage(leakage: Record, metrics: Record) -> Finding:
 
 
 def _judge_drift(drift: Record) -> Finding:
+    asked = at(drift, ("on_drift",), "the drift record")
+    if asked != "refuse":
+        raise NoFigure("ERROR", f"The drift record's on_drift is {asked!r}, expected 'report' or 'refuse'.")
     checks = at(drift, ("checks",), "the drift record")
     n = count_in(at(drift, ("rows", "current"), "the drift record"), "the number of training rows")
     found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in ("FAIL", "INSUFFICIENT", "PASS")}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.predict import bundle_fields_and_labels
 from pipeline.errors import SourceError
+from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 from pipeline.records import read_json
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def fetched(root: Path, *selectors: str) -> Generator[list[StoredVersion]]:
         found: list[StoredVersion] = []
         for selector in selectors:
             task, _, wanted = selector.partition("@")
+            if not TASK_NAME.fullmatch(task):
+                raise SourceError(f"{selector!r} names no task: {TASK_NAME_RULE}")
             number = registry.show(root=root, task=task, selector=wanted or registry.CHAMPION)["version"]
             bundle = registry.download_bundle(root=root, task=task, version=number, destination=Path(folder) / str(len(found)))
             fields, labels = bundle_fields_and_labels(bundle)

@@ -250,11 +250,13 @@ def test_an_altered_gate_record_is_refused(inside: Inside, registered: Workspace
     assert "was altered in the store" in err
 
 
-@pytest.mark.parametrize("arguments", [("why", "nothing"), ("why", f"{TASK}@9"), ("compare", f"{TASK}@1", f"{TASK}@9")])
+@pytest.mark.parametrize(
+    "arguments", [("why", "nothing"), ("why", f"{TASK}@9"), ("compare", f"{TASK}@1", f"{TASK}@9"), ("compare", f"{TASK}@1", "../x")]
+)
 def test_an_unknown_version_is_named(inside: Inside, arguments: tuple[str, ...]) -> None:
     code, _, err = inside(*arguments)
     assert code == 1
-    assert "has no version 9" in err or "Nothing is registered under 'nothing'" in err
+    assert "has no version 9" in err or "'../x' names no task" in err or "Nothing is registered under 'nothing'" in err
 
 
 def test_the_usage_of_each_is_documented(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,16 @@
 For every data type, kind of text and number of virtual tokens, the arms take turns on batches of 16 that stand for their own epoch
 (see epochs.py); the first step of a turn is a warm-up and is not counted. Peak memory is that of a step on the widest batch of the
 arm's epoch, in a process of its own. Results: `benchmarks/results/training.json`, `.md` and `.png`.
+
+The cells take hours on two cores. With `--keep` a call measures some of them and keeps what the results file has of the others, provided
+that the machine and the libraries are the same; each row says with how many steps and on which commit it was measured.
 """
 
 import argparse
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +24,10 @@ from benchmarks.drawing import Panel, goals_table, table, with_spread
 from benchmarks.epochs import Batches, evenly_spaced, width
 from benchmarks.measuring import goal, spread, take_turns
 from benchmarks.memory import MemoryCase, peak_memory
-from benchmarks.recording import add_options, write_results
+from benchmarks.recording import add_options, describe_machine, write_results
 from pipeline.engine.batching import Example
+from pipeline.lineage import code_identity
+from pipeline.records import read_json
 
 if TYPE_CHECKING:
     from benchmarks.demo_task import Demo
@@ -160,13 +166,13 @@ def run(options: argparse.Namespace) -> None:
 
     demo = load_demo(options)
     arms = {name: ARMS[name] for name in options.arms}
-    rows: list[Row] = []
-    gradients: list[Row] = []
+    rows, gradients = kept(options.output / "training.json", options) if options.keep else ([], [])
+    measured_as = {"steps": options.steps, "repetitions": options.repetitions, "commit": code_identity(Path(__file__).parent)["commit"]}
     for dtype in options.dtypes:
         base = demo.load(dtype)
         task = demo.task(base)
         texts = {"tweets": demo.tweets(base, "train"), "longer texts": demo.longer_texts(base)}
-        if dtype == "float32":
+        if dtype == "float32" and not gradients:
             gradients = gradient_rows(task, texts["tweets"], options.virtual_tokens, options.batch_size)
         for kind, count in itertools.product(options.texts, options.virtual_tokens):
             sizes = {"num_virtual_tokens": count, "batch_size": options.batch_size}
@@ -175,19 +181,37 @@ def run(options: argparse.Namespace) -> None:
                 measure = {name: partial(memory_of, demo, task, texts[kind], name, dtype=dtype, **sizes) for name in arms}
                 for name, peaks in take_turns(measure, options.memory_repetitions).items():
                     next(row for row in cell if row["arm"] == name)["peak_mebibytes"] = spread(peaks)
-            rows += [{"texts": kind, "num_virtual_tokens": count, "dtype": dtype, **row} for row in cell]
+            rows += [{"texts": kind, "num_virtual_tokens": count, "dtype": dtype, **row, **measured_as} for row in cell]
+            print(tables(rows[-len(cell) :], [])[0], flush=True)
+            rows.sort(key=_place)
             _write(options, rows, gradients)
-            print(tables(rows[-len(cell) :], [])[0])
+
+
+def kept(path: Path, options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
+    """The rows of cells that `options` do not measure, and the gradients, of an earlier call on this machine with these libraries."""
+    before = read_json(path)
+    if before["machine"] != describe_machine(torch.device("cpu")):
+        raise SystemExit(f"{path} was measured on another machine or with other libraries, so its rows do not belong beside new ones.")
+    wanted = {
+        cell_name({"texts": texts, "num_virtual_tokens": count, "dtype": dtype})
+        for texts, count, dtype in itertools.product(options.texts, options.virtual_tokens, options.dtypes)
+    }
+    return [row for row in before["rows"] if cell_name(row) not in wanted], before["gradients"]
+
+
+def _place(row: Row) -> tuple[bool, int, int]:
+    """Where the row's cell stands in the tables; rows of one cell keep their order."""
+    return row["dtype"] != "float32", TEXTS.index(row["texts"]), row["num_virtual_tokens"]
 
 
 def _write(options: argparse.Namespace, rows: list[Row], gradients: list[Row]) -> None:
     found_goals = goals(rows, gradients)
-    columns = len(options.virtual_tokens) * (2 if options.memory_repetitions else 1)
+    columns = 2 * len({row["num_virtual_tokens"] for row in rows})
     write_results(
         "training",
         title=TITLE,
         device=torch.device("cpu"),
-        settings={name: vars(options)[name] for name in ("repetitions", "memory_repetitions", "steps", "batch_size", "rows")},
+        settings={name: vars(options)[name] for name in ("memory_repetitions", "batch_size", "rows")},
         found={"rows": rows, "gradients": gradients, "goals": found_goals},
         tables=tables(rows, found_goals),
         panels=panels(rows),
@@ -202,6 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_options(parser, repetitions=3)
     parser.add_argument("--memory-repetitions", type=int, default=1, help="processes per arm that measure memory (0: none)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each turn")
+    parser.add_argument("--keep", action="store_true", help="keep the cells of the results file that this call does not measure")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--virtual-tokens", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])

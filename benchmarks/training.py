@@ -172,8 +172,9 @@ def run(options: argparse.Namespace) -> None:
         base = demo.load(dtype)
         task = demo.task(base)
         texts = {"tweets": demo.tweets(base, "train"), "longer texts": demo.longer_texts(base)}
-        if dtype == "float32" and not gradients:
-            gradients = gradient_rows(task, texts["tweets"], options.virtual_tokens, options.batch_size)
+        if dtype == "float32":
+            new = [count for count in options.virtual_tokens if count not in [row["num_virtual_tokens"] for row in gradients]]
+            gradients += gradient_rows(task, texts["tweets"], new, options.batch_size)
         for kind, count in itertools.product(options.texts, options.virtual_tokens):
             sizes = {"num_virtual_tokens": count, "batch_size": options.batch_size}
             cell = speed_rows(task, texts[kind], arms, **sizes, steps=options.steps, repetitions=options.repetitions)

@@ -45,6 +45,22 @@ def test_training_part_gives_a_row_per_arm_and_ratios_of_medians(task, examples)
     assert len(training.panels(rows)) == 2
 
 
+def test_training_keeps_the_cells_that_a_call_does_not_measure_on_the_same_machine_alone(tmp_path):
+    row = {"arm": ENGINE, "examples_per_second": spread([1.0]), "mean_length": 3.0, "mean_padded_length": 4.0}
+    rows = [{"texts": "tweets", "num_virtual_tokens": count, "dtype": "float32", **row} for count in (20, 100)]
+    gradients = [{"num_virtual_tokens": 20, "method": "prompt_tuning", "relative_error": 1e-6}]
+    common = {"title": "t", "device": torch.device("cpu"), "settings": {}, "tables": [], "panels": [], "columns": 1}
+    write_results("training", found={"rows": rows, "gradients": gradients}, folder=tmp_path, **common)
+    options = argparse.Namespace(texts=["tweets"], virtual_tokens=[100], dtypes=["float32"])
+    path = tmp_path / "training.json"
+    assert training.kept(path, options) == (rows[:1], gradients)
+    record = json.loads(path.read_text())
+    record["machine"]["libraries"]["torch"] = "0.1"
+    path.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="another machine"):
+        training.kept(path, options)
+
+
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own_and_grows_with_the_batch(tiny_folder, task, examples):
     def peak(batch):

@@ -151,8 +151,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     for _, same_line in itertools.groupby(cells(rows), key=lambda cell: (cell[0]["dtype"], cell[0]["texts"])):
         line = list(same_line)
         ordered += [_panel(cell, "examples_per_second", "examples/s") for cell in line]
-        if "peak_mebibytes" in line[0][0]:
-            ordered += [_panel(cell, "peak_mebibytes", "peak MiB above the weights") for cell in line]
+        ordered += [_panel(cell, "peak_mebibytes", "peak MiB above the weights") for cell in line if "peak_mebibytes" in cell[0]]
     return ordered
 
 
@@ -177,15 +176,16 @@ def run(options: argparse.Namespace) -> None:
             gradients += gradient_rows(task, texts["tweets"], new, options.batch_size)
         for kind, count in itertools.product(options.texts, options.virtual_tokens):
             sizes = {"num_virtual_tokens": count, "batch_size": options.batch_size}
-            cell = speed_rows(task, texts[kind], arms, **sizes, steps=options.steps, repetitions=options.repetitions)
+            found = speed_rows(task, texts[kind], arms, **sizes, steps=options.steps, repetitions=options.repetitions)
+            cell = [{"texts": kind, "num_virtual_tokens": count, "dtype": dtype, **row, **measured_as} for row in found]
+            rows = sorted([*rows, *cell], key=_place)
+            _write(options, rows, gradients)  # what memory needs may not be there, and the times are kept then
             if options.memory_repetitions:
                 measure = {name: partial(memory_of, demo, task, texts[kind], name, dtype=dtype, **sizes) for name in arms}
                 for name, peaks in take_turns(measure, options.memory_repetitions).items():
                     next(row for row in cell if row["arm"] == name)["peak_mebibytes"] = spread(peaks)
-            rows += [{"texts": kind, "num_virtual_tokens": count, "dtype": dtype, **row, **measured_as} for row in cell]
-            print(tables(rows[-len(cell) :], [])[0], flush=True)
-            rows.sort(key=_place)
-            _write(options, rows, gradients)
+                _write(options, rows, gradients)
+            print(tables(cell, [])[0], flush=True)
 
 
 def kept(path: Path, options: argparse.Namespace) -> tuple[list[Row], list[Row]]:

@@ -97,6 +97,13 @@ class MinimumFunctionalityTest(Section):
             raise ValueError(
                 f"the template uses {used}, values gives {sorted(self.values)} and label is {self.label!r}; give each and a label"
             )
+        if self.template is not None:
+            try:
+                self.template.format(**{name: options[0] for name, options in self.values.items()})
+            except (ValueError, KeyError, IndexError) as error:
+                raise ValueError(
+                    f"the template {self.template!r} has a brace that is no field ({error!r}); write {{{{ or }}}} for it"
+                ) from None
         count = 1
         for options in self.values.values():
             count *= len(options)

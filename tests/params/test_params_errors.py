@@ -140,6 +140,7 @@ ONE_MISTAKE = [
     (f"{T}/behaviour/tests", [{"kind": "guess", "name": "x"}], "tasks.tweet_sentiment.behaviour.tests.0.kind", "guess"),
     (f"{T}/behaviour/tests", [{"kind": "minimum_functionality", "name": "x"}], "tasks.tweet_sentiment.behaviour.tests.0", "neither `cases` nor a `template`"),
     (f"{T}/behaviour/tests", [{"kind": "minimum_functionality", "name": "x", "template": "{a}", "values": {"b": ["c"]}, "label": "neutral"}], "tasks.tweet_sentiment.behaviour.tests.0", "uses ['a'], values gives ['b']"),
+    (f"{T}/behaviour/tests", [{"kind": "minimum_functionality", "name": "x", "template": "{a} {", "values": {"a": ["c"]}, "label": "neutral"}], "tasks.tweet_sentiment.behaviour.tests.0", "has a brace that is no field"),
     (f"{T}/behaviour/tests", [{"kind": "minimum_functionality", "name": "x", "cases": [{"text": "a", "label": "angry"}]}], "tasks.tweet_sentiment.behaviour.tests", "the labels ['angry']"),
     (f"{T}/behaviour/tests", [{"kind": "invariance", "name": "x", "edit": {"append": "!"}}] * 2, "tasks.tweet_sentiment.behaviour", "two tests have one name"),
     (f"{T}/behaviour/field", "body", "tasks.tweet_sentiment.behaviour.field", "is 'body', ingest.columns.fields defines ['text']"),

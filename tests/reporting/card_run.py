@@ -106,10 +106,10 @@ def build_run(root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: 
     write_parquet(run.path("predictions"), predictions_frame(rows, skill))
     _write_drift(run)
     _write_leakage(run, rows)
+    _write_score(run, rows)
     run.judge()
     _write_data_reports(run)
     _write_training(run)
-    _write_score(run, rows)
     return run
 
 

@@ -21,7 +21,7 @@ from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 UNEXPECTED_EXIT_CODE = 1
 
 DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
-MODULES = ("flows.why", "flows.compare", "flows.evaluate", "flows.reproduce_command", "flows.sync")
+MODULES = ("flows.registry_commands", "flows.why", "flows.compare", "flows.evaluate", "flows.reproduce_command", "flows.sync")
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 
@@ -30,7 +30,7 @@ exit codes:
   0  done             1  error                3  not promoted: the gate refused, or leaves it to a person
   2  wrong usage or params.yaml                4  the data drifted
   5  not reproduced                          75  try again later: MLflow did not answer
-                                             130  stopped by Ctrl-C
+  6  waits for a person's approval           130  stopped by Ctrl-C
 
 examples:
   promptmill run tweet_sentiment
@@ -164,6 +164,7 @@ def _add_registry_commands(add: Any) -> None:
     )
     command.add_argument("task", metavar="TASK")
     command.add_argument("version", metavar="VERSION", help="a version number or alias")
+    command.add_argument("--reason", metavar="TEXT", help="why; it is kept in the journal")
 
     command = add(
         "rollback",
@@ -174,6 +175,7 @@ def _add_registry_commands(add: Any) -> None:
     )
     command.add_argument("task", metavar="TASK")
     command.add_argument("--to", type=int, metavar="VERSION", help="which one (default: the champion before the present one)")
+    command.add_argument("--reason", metavar="TEXT", help="why; it is kept in the journal")
 
     command = add(
         "list", "list_versions", "list the versions of a task, or of all tasks", "promptmill list", "promptmill list tweet_sentiment --json"

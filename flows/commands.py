@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.flow_runs import abandoned, close_abandoned, noted
+from flows.promotion_lock import EMBEDDED_VARIABLE, shared_lock
 from flows.services import Service, check_alive, mlflow_service, prefect_service, running
 from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, reach_loopback_directly
 from flows.summary import VERDICTS, gate_table, where_to_look
 from flows.terminal import answer, number, say, table
 from flows.workspace import LOCK_FILE, changed_stages, check_checkout
 from pipeline.__main__ import VERBOSE_VARIABLE
-from pipeline.errors import NotPromoted, RecordSpooled, RegistryError, WorkspaceError
+from pipeline.errors import NeedsApproval, NotPromoted, RecordSpooled, RegistryError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
 from pipeline.records import read_json
 from pipeline.registry.connection import tracking_uri
@@ -42,10 +43,11 @@ def run(options: Namespace) -> int:
 
 
 def handled_version(root: Path, task: str) -> dict[str, Any] | None:
-    """The version made from the outputs as they are now, once it needs nothing more: not let pass, champion, or champion in the past.
+    """The version made from the outputs as they are now, once it needs nothing more: not let pass, waiting for a person or answered by one, champion, or champion in the past.
 
     None when a stage would run again, or when recording, registering or promoting is still to be done.
     """
+    from pipeline.params import load_task
     from pipeline.registry.registry import list_versions
     from pipeline.registry.tracking import lock_entries, stage_key
 
@@ -56,8 +58,20 @@ def handled_version(root: Path, task: str) -> dict[str, Any] | None:
         versions = list_versions(root=root, task=task)
     except RegistryError:
         return None  # nothing registered yet, or no store: the flow makes one, or says why it cannot
-    same = [version for version in versions if version["stage_key"] == key]
-    return next((v for v in same if v["gate_decision"] != "promote" or "champion" in v["aliases"] or v["promoted_at"]), None)
+    approval = load_task(root / PARAMS_FILE, task).promotion.approval
+    champion = next((version["version"] for version in versions if "champion" in version["aliases"]), None)
+    return next((v for v in versions if v["stage_key"] == key and _needs_nothing(v, approval, champion)), None)
+
+
+def _needs_nothing(version: dict[str, Any], approval: str, champion: int | None) -> bool:
+    """Whether a version is at its end, or waits for a person who would still decide against the champion there is."""
+    from pipeline.registry.approval import needs_approval
+
+    if "champion" in version["aliases"] or version["promoted_at"] or (version["approval"] or {}).get("approved") is False:
+        return True
+    if needs_approval(approval=approval, decision=version["gate_decision"]):
+        return version["approval_request"] is not None and version["approval_request"]["champion"] == champion
+    return version["gate_decision"] != "promote"
 
 
 def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
@@ -100,11 +114,13 @@ def prefect_api(root: Path, verbose: bool) -> Generator[None]:
     say("Starting a Prefect server for this run ...")
     with running([prefect_service(root)], root=root) as (server,):
         say(f"Watch it at {server.service.url}")
+        os.environ[EMBEDDED_VARIABLE] = "1"
         with temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}):
             _close_killed_runs(root)
             try:
                 yield
             finally:
+                os.environ.pop(EMBEDDED_VARIABLE)
                 send_what_is_queued()
 
 
@@ -115,10 +131,18 @@ def _close_killed_runs(root: Path) -> None:
 
 
 def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:
+    from pipeline.registry.approval import is_waiting
+
     gate = read_json(Layout(root, task).path("gate"))
     answer(f"\n{gate_table(gate)}\n")
-    refused = version["gate_decision"] != "promote"
-    if refused:
+    if is_waiting(version):
+        return _report_waiting(root, task, version, fields)
+    answered = version["approval"] or {}
+    refused = version["gate_decision"] != "promote" and not version["promoted_at"]
+    if answered.get("approved") is False:
+        refused = True
+        answer(f"NOT PROMOTED: {task} version {version['version']} was rejected by {answered['by']}: {answered['reason']}")
+    elif refused:
         answer(f"NOT PROMOTED: {task} version {version['version']} {VERDICTS[version['gate_decision']]}:")
         answer("\n".join(f"  {reason}" for reason in gate["reasons"]))
     elif "champion" in version["aliases"]:
@@ -131,23 +155,32 @@ def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, .
     return NotPromoted.exit_code if refused else 0
 
 
+def _report_waiting(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:
+    answer(f"WAITING: {task} version {version['version']} needs a person's approval before it can become champion:")
+    answer("\n".join(f"  {reason}" for reason in version["gate_reasons"]) or "  the gate let it pass")
+    answer(f"approve it   promptmill approve {task} {version['version']} --reason ...")
+    answer(f"{where_to_look(root, task, fields)}")
+    return NeedsApproval.exit_code
+
+
 def promote(options: Namespace) -> int:
     """Make a version champion."""
     from pipeline.registry import promotion, registry
 
     root = workspace()
     version = registry.show(root=root, task=options.task, selector=options.version)["version"]
-    return _say_champion(promotion.promote(root=root, task=options.task, version=version))
+    return say_champion(promotion.promote(root=root, task=options.task, version=version, reason=options.reason, lock=shared_lock()))
 
 
 def rollback(options: Namespace) -> int:
     """Make an earlier champion the champion again."""
     from pipeline.registry import promotion
 
-    return _say_champion(promotion.rollback(root=workspace(), task=options.task, to=options.to))
+    return say_champion(promotion.rollback(root=workspace(), task=options.task, to=options.to, reason=options.reason, lock=shared_lock()))
 
 
-def _say_champion(record: dict[str, Any]) -> int:
+def say_champion(record: dict[str, Any]) -> int:
+    """Say who is champion after a promotion, by the record of it."""
     before = record["previous_champion"]
     if record["already_champion"]:
         answer(f"{record['task']} version {record['version']} already is champion.")

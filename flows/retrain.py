@@ -7,6 +7,7 @@ from typing import Any
 from prefect import State, flow
 from prefect.states import Completed
 
+from flows.approval import ask
 from flows.reference import STAGE as REFERENCE
 from flows.reference import reference_is_stale
 from flows.source_file import STAGE as INGEST
@@ -14,39 +15,58 @@ from flows.source_file import source_changed
 from flows.stage_process import StageRun
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, spool, stage_task
 from flows.terminal import duration, say
-from pipeline.errors import RegistryUnreachable, StageFailed
+from pipeline.errors import ChampionChanged, RegistryUnreachable, StageFailed
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
 from pipeline.params import load_task
+from pipeline.registry.approval import needs_approval
 from pipeline.registry.tracking import gate_evidence
 
-NOT_PROMOTED, SPOOLED = "NotPromoted", "Spooled"
+NOT_PROMOTED, SPOOLED, WAITING = "NotPromoted", "Spooled", "WaitingForApproval"
 NOTHING_REGISTERED = {"version": None, "run_id": None, "decision": None, "previous_champion": None}
+COMPARISONS = 3  # how often a run compares again because another version became champion meanwhile
 
 
 @flow(name="retrain", flow_run_name="retrain-{task}", persist_result=False)
 def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) -> dict[str, Any] | State[dict[str, Any]]:
     """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
 
-    The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or leaves the decision to a person
-    (`ask`), the flow ends Completed with the name NotPromoted and the reasons as message. When MLflow does not answer once the stages are done, the
-    record is spooled and the flow ends Completed with the name Spooled and without a version: `promptmill sync` delivers it.
-    Raises StageFailed with a stage's own message, RegistryError or BundleError.
+    The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or cannot
+    decide (`ask`) and nobody is asked, the flow ends Completed with the name NotPromoted and the reasons as message; when a person is asked
+    (`promotion.approval`), with the name WaitingForApproval. When another version became champion meanwhile it compares again.
+    When MLflow does not answer once the stages are done, the record is spooled and the flow ends Completed with the name Spooled and without
+    a version: `promptmill sync` delivers it. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
-    run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
-    try:
-        recorded = record(workspace, task)
-    except RegistryUnreachable as error:
-        kept = spool(workspace, task)
-        return Completed(name=SPOOLED, message=f"{error} The record waits in {kept}.", data={**NOTHING_REGISTERED, "task": task})
-    version = register(workspace, task, recorded.run_id, recorded.stage_key)
-    check(workspace, task, version)
-    publish(workspace, task, version)
-    gate = gate_evidence(Layout(workspace, task))
-    result = {"task": task, "version": version, "run_id": recorded.run_id, "decision": gate.decision, "previous_champion": None}
+    for attempt in range(1, COMPARISONS + 1):
+        run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
+        try:
+            recorded = record(workspace, task)
+        except RegistryUnreachable as error:
+            kept = spool(workspace, task)
+            return Completed(name=SPOOLED, message=f"{error} The record waits in {kept}.", data={**NOTHING_REGISTERED, "task": task})
+        version = register(workspace, task, recorded.run_id, recorded.stage_key)
+        check(workspace, task, version)
+        publish(workspace, task, version)
+        try:
+            return _decide(workspace, task, version, recorded.run_id)
+        except ChampionChanged as error:
+            if attempt == COMPARISONS:
+                raise
+            say(f"      {error} That is done now.")
+    raise AssertionError("the last comparison returns or raises")
+
+
+def _decide(root: Path, task: str, version: int, run_id: str) -> dict[str, Any] | State[dict[str, Any]]:
+    """Do what the gate and `promotion.approval` say: promote, ask a person and end, or end."""
+    gate = gate_evidence(Layout(root, task))
+    result = {"task": task, "version": version, "run_id": run_id, "decision": gate.decision, "previous_champion": None}
+    approval = load_task(root / PARAMS_FILE, task).promotion.approval
+    if needs_approval(approval=approval, decision=gate.decision):
+        ask(root, task, version)
+        return Completed(name=WAITING, message=" ".join(gate.reasons) or "The gate let it pass; promotion.approval is manual.", data=result)
     if gate.decision != "promote":
         return Completed(name=NOT_PROMOTED, message=" ".join(gate.reasons), data=result)
-    return {**result, "previous_champion": promote(workspace, task, version)["previous_champion"]}
+    return {**result, "previous_champion": promote(root, task, version)["previous_champion"]}
 
 
 def stale_stages(root: Path, task: str) -> list[str]:

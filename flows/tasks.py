@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 
 from flows.process_group import process_group
+from flows.promotion_lock import shared_lock
 from flows.settings import log_file
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
@@ -27,6 +28,7 @@ from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
 from pipeline.registry import promotion, registry, tracking
+from pipeline.registry.locks import person
 from pipeline.registry.spool import spool_run
 
 STAGE_SECONDS = 6 * 3600.0
@@ -139,9 +141,10 @@ def check(root: Path, name: str, version: int) -> None:
 
 @_uncached(name="promote", task_run_name="promote")
 def promote(root: Path, name: str, version: int) -> dict[str, Any]:
-    """Make the version champion; what it returns is `pipeline.registry.promotion.promote`'s record."""
+    """Make the version champion unless another became champion since it was compared; returns `pipeline.registry.promotion.promote`'s record."""
     finish = _step(f"[promote] {name} version {version}")
-    record = promotion.promote(root=root, task=name, version=version)
+    by = f"the flow retrain, run by {person()}"
+    record = promotion.promote(root=root, task=name, version=version, expected="compared", by=by, lock=shared_lock())
     finish("it already was champion" if record["already_champion"] else "it is champion now")
     return record
 

@@ -81,6 +81,20 @@ class RecordSpooled(PromptmillError):
     exit_code = 75
 
 
+class ChampionChanged(RegistryError):
+    """Another version became champion after the one that a decision was made against: compare again."""
+
+
+class ApprovalError(PromptmillError):
+    """An approval that cannot count: without a reason, for another manifest, for a version that does not wait or was answered."""
+
+
+class NeedsApproval(PromptmillError):
+    """A person has to approve the version before it can become champion: a clean end, with an exit code of its own."""
+
+    exit_code = 6
+
+
 class DataDrifted(PromptmillError):
     """The data is not that of the version it was compared with any more: a finding, with an exit code of its own."""
 

@@ -25,6 +25,8 @@ REACH_SECONDS = 10.0
 
 # They announce, at level INFO, that a database is made, an example checked, a version waited for.
 _CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store")
+# A server that is restarted is waited for, but by short steps: MLflow's own last pauses are longer than a restart takes.
+_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 # MLflow 3.17 warns about a type hint of its own classes, and declares its tables in a way that SQLAlchemy 2.1 deprecates.
 _CHATTY_WARNINGS = (".*Any type hint is inferred as AnyType", "The ``noload`` loader strategy is deprecated")
@@ -66,6 +68,8 @@ def connect(*, root: Path, create: bool = False) -> Connection:
     """
     uri = tracking_uri(root=root)
     if _remote(uri):
+        for name, value in _RETRIES.items():
+            os.environ.setdefault(name, value)  # MLflow reads them at each request and takes them from nowhere else
         _check_reachable(uri)
     elif not os.environ.get("MLFLOW_TRACKING_URI"):
         _check_database(_default_database(root), create)

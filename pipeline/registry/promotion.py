@@ -1,148 +1,284 @@
 """Promotion: moving the alias `champion`, the one point at which a tuned prompt takes effect.
 
-Before the alias moves, the version's bundle is downloaded and verified and the intent is written to a journal; afterwards the alias is
-read back and the intent closed. An intent left open by a killed process is settled by the next promotion of that task. The lock is
-this machine's: two machines that share a server are kept apart only by reading back.
+MLflow has no compare-and-swap: the last writer wins, and a decision made against an older champion would undo a newer one. So a promotion
+holds a lock, looks whether the champion still is the one its decision was made against, announces its intent, looks again, and only
+then sets the alias. A process without the same lock sees the intent and stands back, or had announced its own before and is seen. Whatever
+kills a promotion, the alias says whether it took effect, and the next one, or `promptmill doctor`, closes the journal accordingly.
 """
 
-import json
-import os
+import random
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import NotPromoted, RegistryError
-from pipeline.registry.connection import STATE_FOLDER, Connection, connect, explained, file_lock, task_lock
+from pipeline.errors import ChampionChanged, NeedsApproval, NotPromoted, RegistryError
+from pipeline.registry import journal
+from pipeline.registry.connection import Connection, connect, explained
+from pipeline.registry.journal import ABORTED, DONE, INTENT, Entry, State
+from pipeline.registry.locks import SharedLock, person, promotion_lock
 from pipeline.registry.registry import (
+    APPROVAL_REQUEST,
     CHAMPION,
+    COMPARED_WITH,
     GATE_DECISION,
     GATE_REASONS,
     GATE_SHA256,
     MANIFEST_SHA256,
     PROMOTED_AT,
-    aliases_of,
     download_bundle,
     find_version,
-    list_versions,
+    versions_of,
 )
 from pipeline.registry.uncommitted import check_committed
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-JOURNAL_FILE = "promotions.jsonl"
+Expected = int | None | Literal["current", "compared"]
+
+ATTEMPTS = 6
+# An intent of a machine that shares no lock with this one counts as a dead process's after this time; a promotion takes about a second.
+GRACE = timedelta(minutes=10)
+_AGAIN = "Run the same command again; `promptmill doctor` says whether it took effect."
 
 
-def promote(*, root: Path, task: str, version: int) -> dict[str, Any]:
+class _Busy(RegistryError):
+    """Another machine is promoting the same task at this moment."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A promotion that was asked for: what, who, why, and the champion it was decided against."""
+
+    action: str
+    expected: int | None
+    by: str
+    reason: str | None
+    approval: dict[str, Any] | None
+
+
+def promote(
+    *,
+    root: Path,
+    task: str,
+    version: int,
+    expected: Expected = "current",
+    by: str | None = None,
+    reason: str | None = None,
+    approval: dict[str, Any] | None = None,
+    lock: SharedLock | None = None,
+) -> dict[str, Any]:
     """Make `version` the champion of `task`; a version that already is stays it.
 
-    Returns {task, version, previous_champion (None for the first), already_champion}. Raises NotPromoted when the gate did not let the version pass,
-    BundleError when its stored bundle is not the registered one, RegistryError when MLflow refuses.
+    `expected` is the champion the decision was made against: a number, None for no champion, `compared` for the one that the version's
+    gate compared it with, `current` for the one at the time of this call. Returns {task, version, previous_champion (None for the
+    first), already_champion}. Raises ChampionChanged when another version became champion meanwhile, NotPromoted when the gate refused the
+    version, NeedsApproval when a person has to approve it first, BundleError when its stored bundle is not the registered one,
+    RegistryError when MLflow refuses.
     """
     connection = connect(root=root)
-    with explained(f"Promoting {task} version {version} in {connection.uri}", "Run the same command again."):
+    with explained(f"Promoting {task} version {version} in {connection.uri}", _AGAIN):
         found = find_version(connection, task, version)
         check_committed(root=root, task=task, version=version, tags=found.tags)
-        if found.tags.get(GATE_DECISION) != "promote":
-            reasons = " ".join(found.tags.get(GATE_REASONS, "").split("\n")) or "no reasons were recorded."
-            if found.tags.get(GATE_DECISION) == "ask":
-                raise NotPromoted(
-                    f"{task} version {version} waits for a person: the gate could not decide: {reasons} More test rows would."
-                )
-            raise NotPromoted(f"{task} version {version} was refused by the gate: {reasons} See the prompt card, and tune again.")
-        return _make_champion(connection, found, "promote")
+        _check_gate(found, approval)
+        champion = expected_champion(connection, found, expected)
+        return _make_champion(connection, found, _Wanted("promote", champion, by or person(), reason, approval), lock)
 
 
-def rollback(*, root: Path, task: str, to: int | None = None) -> dict[str, Any]:
+def rollback(
+    *, root: Path, task: str, to: int | None = None, by: str | None = None, reason: str | None = None, lock: SharedLock | None = None
+) -> dict[str, Any]:
     """Make an earlier champion of `task` the champion again: the one before the present one, or `to`.
 
-    Returns what `promote` returns. Raises RegistryError when there is no earlier champion, or `to` never was one.
+    Returns and raises what `promote` does, and RegistryError when there is no earlier champion, or `to` never was one.
     """
     connection = connect(root=root)
-    with explained(f"Rolling {task} back in {connection.uri}", "Run the same command again."):
-        with _settled(connection, task) as champion:
-            if champion is None:
-                raise RegistryError(
-                    f"{task} has no champion, so there is nothing to roll back. Promote a version: `promptmill promote {task}`."
-                )
-            target = _earlier_champion(connection, task, champion) if to is None else _former_champion(connection, task, to)
-        return _make_champion(connection, find_version(connection, task, target), "rollback")
-
-
-def read_journal(*, root: Path, task: str) -> list[dict[str, Any]]:
-    """The task's entries, oldest first: {event: intent | done | aborted, action, task, version, previous_champion, ..., at}.
-
-    A last line that ends without a line break was never completed and is left out; any other broken line raises RegistryError.
-    """
-    path = _journal(root)
-    if not path.is_file():
-        return []
-    entries: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            continue
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
+    with explained(f"Rolling {task} back in {connection.uri}", _AGAIN):
+        with promotion_lock(connection, task, lock) as held:
+            champion = settle(connection, task, held).aliases.get(CHAMPION)
+        if champion is None:
             raise RegistryError(
-                f"{path}, line {number} is not JSON ({error.msg}). Restore the file from a backup, or remove that line."
-            ) from None
-    return [entry for entry in entries if entry["task"] == task]
+                f"{task} has no champion, so there is nothing to roll back. Promote a version: `promptmill promote {task}`."
+            )
+        target = _earlier_champion(connection, task, champion) if to is None else _former_champion(connection, task, to)
+        wanted = _Wanted("rollback", champion, by or person(), reason, None)
+        return _make_champion(connection, find_version(connection, task, target), wanted, lock)
 
 
-def _make_champion(connection: Connection, version: "ModelVersion", action: str) -> dict[str, Any]:
+def settle(connection: Connection, task: str, held: frozenset[str]) -> State:
+    """Close what killed processes left open, and return the state then; the caller holds the locks `held`.
+
+    Raises RegistryError when a promotion of another machine is under way.
+    """
+    state = journal.read_state(connection, task)
+    for intent in state.under_way.values():
+        if not held & set(intent["locks"]) and datetime.now(UTC) - datetime.fromisoformat(intent["at"]) < GRACE:
+            raise _Busy(_under_way(intent))
+        _close(connection, DONE if state.aliases.get(CHAMPION) == intent["version"] else ABORTED, intent)
+    for intent in journal.unfinished(journal.read_journal(root=connection.root, task=task)):
+        if intent["id"] not in state.under_way:
+            _close_forgotten(connection, intent)
+    return journal.read_state(connection, task) if state.under_way else state
+
+
+def promotions(connection: Connection, task: str) -> list[Entry]:
+    """Every promotion of `task` that ended, on whichever machine, oldest first."""
+    mirrored = [entry for version in versions_of(connection, task) for entry in journal.published(version)]
+    return journal.ended(journal.read_journal(root=connection.root, task=task), mirrored)
+
+
+def _check_gate(version: "ModelVersion", approval: dict[str, Any] | None) -> None:
+    name, decision = f"{version.name} version {version.version}", version.tags.get(GATE_DECISION)
+    reasons = " ".join(version.tags.get(GATE_REASONS, "").split("\n")) or "no reasons were recorded."
+    waits = APPROVAL_REQUEST in version.tags and PROMOTED_AT not in version.tags
+    if decision not in ("promote", "ask"):
+        raise NotPromoted(f"{name} was refused by the gate: {reasons} See the prompt card, and tune again.")
+    if approval is None and waits:
+        raise NeedsApproval(
+            f"{name} waits for a person's approval{': ' + reasons if decision == 'ask' else '.'} "
+            f"See the prompt card, then `promptmill approve {version.name} {version.version} --reason ...`."
+        )
+    if approval is None and decision == "ask" and PROMOTED_AT not in version.tags:
+        raise NotPromoted(
+            f"{name} waits for a person: the gate could not decide: {reasons} More test rows would; "
+            "with promotion.approval: on_doubt or manual a person may."
+        )
+
+
+def expected_champion(connection: Connection, version: "ModelVersion", expected: Expected) -> int | None:
+    """The champion, as a number, that `expected` means for this version."""
+    if expected == "compared":
+        compared = version.tags.get(COMPARED_WITH)
+        if compared is not None:
+            return None if compared == "none" else int(compared)
+        expected = "current"  # registered without saying; the champion of this moment is the best that is known
+    if expected == "current":
+        return journal.read_state(connection, version.name).aliases.get(CHAMPION)
+    return expected
+
+
+def _make_champion(connection: Connection, version: "ModelVersion", wanted: _Wanted, lock: SharedLock | None) -> dict[str, Any]:
     task, number = version.name, int(version.version)
     with tempfile.TemporaryDirectory() as folder:
         download_bundle(root=connection.root, task=task, version=number, destination=Path(folder) / "bundle")
-    with _settled(connection, task) as champion:
-        record = {"task": task, "version": number, "previous_champion": champion, "already_champion": champion == number}
-        if champion == number:
-            return record
-        evidence = {name.rpartition(".")[2]: version.tags.get(name) for name in (GATE_DECISION, GATE_SHA256, MANIFEST_SHA256)}
-        intent = {"action": action, "task": task, "version": number, "previous_champion": champion, **evidence, "run_id": version.run_id}
-        _append(connection.root, "intent", intent)
-        connection.client.set_registered_model_alias(task, CHAMPION, str(number))  # the commit point
-        now = aliases_of(connection, task).get(CHAMPION)
-        if now != number:
-            raise RegistryError(
-                f"{task}: champion was set to version {number} and reads back as {now}: another promotion ran. Promote again."
-            )
-        _close(connection, intent)
+    for attempt in range(ATTEMPTS):
+        try:
+            with promotion_lock(connection, task, lock) as held:
+                return _commit(connection, version, wanted, held)
+        except _Busy:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)  # two that saw each other must not meet again
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _commit(connection: Connection, version: "ModelVersion", wanted: _Wanted, held: frozenset[str]) -> dict[str, Any]:
+    task, number = version.name, int(version.version)
+    state = settle(connection, task, held)
+    champion = state.aliases.get(CHAMPION)
+    record = {"task": task, "version": number, "previous_champion": champion, "already_champion": champion == number}
+    if champion == number:
+        return record
+    _check_champion(task, number, champion, wanted.expected)
+    intent = journal.append(connection.root, INTENT, _intent(version, wanted, state, held))
+    journal.announce(connection, intent)
+    _check_alone(connection, intent, wanted)
+    connection.client.set_registered_model_alias(task, CHAMPION, str(number))  # the commit point
+    found = journal.read_state(connection, task).aliases.get(CHAMPION)
+    if found != number:
+        _close(connection, ABORTED, intent)
+        raise RegistryError(
+            f"{task}: champion was set to version {number} and reads back as {found}: something else than promptmill moved it. Promote again."
+        )
+    _close(connection, DONE, intent)
     return record
 
 
-@contextmanager
-def _settled(connection: Connection, task: str) -> Generator[int | None]:
-    """Hold the task's lock, close an intent that a killed process left open, and yield the champion's number."""
-    with task_lock(root=connection.root, task=task):
-        champion = aliases_of(connection, task).get(CHAMPION)
-        entries = read_journal(root=connection.root, task=task)
-        if entries and entries[-1]["event"] == "intent":
-            intent = {key: value for key, value in entries[-1].items() if key not in ("event", "at")}
-            if champion == intent["version"]:
-                _close(connection, intent)
-            else:
-                _append(connection.root, "aborted", intent)
-        yield champion
+def _intent(version: "ModelVersion", wanted: _Wanted, state: State, held: frozenset[str]) -> Entry:
+    evidence = {name.rpartition(".")[2]: version.tags.get(name) for name in (GATE_DECISION, GATE_SHA256, MANIFEST_SHA256)}
+    return {
+        "id": journal.new_id(),
+        "sequence": state.sequence + 1,
+        "action": wanted.action,
+        "task": version.name,
+        "version": int(version.version),
+        "previous_champion": state.aliases.get(CHAMPION),
+        **evidence,
+        "run_id": version.run_id,
+        "by": wanted.by,
+        "reason": wanted.reason,
+        "approval": wanted.approval,
+        "locks": sorted(held),
+    }
 
 
-def _close(connection: Connection, intent: dict[str, Any]) -> None:
-    """Tag the version and append `done`. A rollback is no promotion: the tag keeps the order in which versions were promoted."""
-    if intent["action"] == "promote":
-        connection.client.set_model_version_tag(intent["task"], str(intent["version"]), PROMOTED_AT, _now())
-    _append(connection.root, "done", intent)
+def _check_champion(task: str, version: int, champion: int | None, expected: int | None) -> None:
+    if champion != expected:
+        now, before = ("no champion" if number is None else f"version {number}" for number in (champion, expected))
+        raise ChampionChanged(
+            f"{task} version {version} was compared with {before}, and champion is {now} by now. Compare again: `promptmill run {task}`."
+        )
+
+
+def _check_alone(connection: Connection, intent: Entry, wanted: _Wanted) -> None:
+    """Look again now that others can see the intent: whoever announced one, or ended, since the first look is found here.
+
+    Two processes that share no lock may both find each other and both stand back; at most one can find itself alone.
+    """
+    task = intent["task"]
+    state = journal.read_state(connection, task)
+    try:
+        for other, found in state.under_way.items():
+            if other != intent["id"]:
+                raise _Busy(_under_way(found))
+        _check_champion(task, intent["version"], state.aliases.get(CHAMPION), wanted.expected)
+        if state.sequence != intent["sequence"] - 1:
+            raise _Busy(f"Another machine has just promoted a version of {task}. Try again.")
+    except (_Busy, ChampionChanged):
+        _close(connection, ABORTED, intent)
+        raise
+
+
+def _under_way(intent: Entry) -> str:
+    return (
+        f"Another machine began to promote {intent['task']} version {intent['version']} at {intent['at']} and has not ended. "
+        "Try again when it has; a dead one is taken for ended after 10 minutes."
+    )
+
+
+def _close(connection: Connection, event: str, intent: Entry) -> None:
+    """Tag the version and end the intent, here and in the registry. A rollback is no promotion: it leaves the tag of the first one."""
+    if event == DONE and intent["action"] == "promote":
+        connection.client.set_model_version_tag(intent["task"], str(intent["version"]), PROMOTED_AT, journal.now())
+    local = journal.read_journal(root=connection.root, task=intent["task"])
+    written = next((entry for entry in local if entry["id"] == intent["id"] and entry["event"] != INTENT), None)
+    journal.publish(connection, written or journal.append(connection.root, event, intent))
+
+
+def _close_forgotten(connection: Connection, intent: Entry) -> None:
+    """Close an intent that only this workspace's file knows: another machine closed it, or it was never announced and moved nothing."""
+    version = find_version(connection, intent["task"], intent["version"])
+    known = next((entry for entry in journal.published(version) if entry["id"] == intent["id"]), None)
+    if known is not None:
+        journal.append(connection.root, known["event"], intent)
+    elif "locks" not in intent:  # a promptmill that announced nothing: the alias decides, as it did there
+        state = journal.read_state(connection, intent["task"])
+        _close(connection, DONE if state.aliases.get(CHAMPION) == intent["version"] else ABORTED, intent)
+    else:
+        _close(connection, ABORTED, intent)
 
 
 def _earlier_champion(connection: Connection, task: str, champion: int) -> int:
-    for entry in reversed(read_journal(root=connection.root, task=task)):
-        if entry["event"] == "done" and entry["action"] == "promote" and entry["version"] == champion:
+    known = [entry for entry in promotions(connection, task) if entry["event"] == DONE]
+    for entry in reversed(known):
+        if entry["action"] == "promote" and entry["version"] == champion:
             earlier = entry["previous_champion"]
             break
     else:
-        earlier = _earlier_by_tags(connection, task, champion)
+        earlier = None
     if earlier is None:
         raise RegistryError(
             f"{task} has had no champion before version {champion}, so there is nothing to roll back to. Promote another version."
@@ -150,35 +286,7 @@ def _earlier_champion(connection: Connection, task: str, champion: int) -> int:
     return earlier
 
 
-def _earlier_by_tags(connection: Connection, task: str, champion: int) -> int | None:
-    """For a promotion that another workspace made: the version that was promoted last before the champion was."""
-    promoted = {entry["version"]: entry["promoted_at"] for entry in list_versions(root=connection.root, task=task) if entry["promoted_at"]}
-    before = [(at, version) for version, at in promoted.items() if at < promoted.get(champion, "")]
-    return max(before)[1] if before else None
-
-
 def _former_champion(connection: Connection, task: str, version: int) -> int:
     if PROMOTED_AT not in find_version(connection, task, version).tags:
         raise RegistryError(f"{task} version {version} never was champion, so this is no rollback. Use `promptmill promote {task}`.")
     return version
-
-
-def _journal(root: Path) -> Path:
-    return root / STATE_FOLDER / JOURNAL_FILE
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _append(root: Path, event: str, intent: dict[str, Any]) -> None:
-    """Append one line and sync it to disk; an unfinished last line of a killed writer is cut off first."""
-    path = _journal(root)
-    line = json.dumps({"event": event, **intent, "at": _now()}, ensure_ascii=False) + "\n"
-    with file_lock(path.with_suffix(".lock")), path.open("ab+") as stream:
-        stream.seek(0)
-        complete = stream.read().rpartition(b"\n")
-        stream.truncate(len(complete[0]) + len(complete[1]))
-        stream.write(line.encode("utf-8"))
-        stream.flush()
-        os.fsync(stream.fileno())

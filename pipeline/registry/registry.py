@@ -4,6 +4,7 @@ MLflow checks no file it stores, so what identifies a version is the sha256 of i
 A version refers to its base model by id and hash; no file of the base model is ever in it.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.profiles import REFERENCE_FILE
 from pipeline.errors import BundleError, RegistryError
 from pipeline.layout import Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
@@ -26,17 +28,19 @@ from pipeline.registry.tracking import DIFF_SHA256, DIRTY, GIT_COMMIT, STAGE_KEY
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MANIFEST_SHA256, GATE_SHA256, GATE_DECISION = "promptmill.manifest_sha256", "promptmill.gate_sha256", "promptmill.gate_decision"
 MODEL_FILES_SHA256 = "promptmill.model_files_sha256"
+COMPARED_WITH, APPROVAL_REQUEST, APPROVAL = "promptmill.compared_with", "promptmill.approval_request", "promptmill.approval"
 GATE_REASONS, RUN_ID, PROMOTED_AT = "promptmill.gate_reasons", "promptmill.run_id", "promptmill.promoted_at"
 TEMPLATE = "promptmill.template"
 LOADER_MODULE = "pipeline.registry.pyfunc"
 
 _LOGGED_NAME = "tuned_prompt"  # a logged model's name, unlike a task's, may hold no dot
 _REASONS_CHARACTERS = 4000
+_NO_CHAMPION = "no champion yet"  # what `fetch_reference` gives as the reason
 
 
 def register_version(*, root: Path, task: str, run_id: str, layout: Layout, stage_key: str) -> int:
@@ -83,14 +87,15 @@ def list_versions(*, root: Path, task: str) -> list[dict[str, Any]]:
     connection = connect(root=root)
     with explained(f"Listing the versions of {task} in {connection.uri}", "Try again."):
         aliases = aliases_of(connection, task)
-        return [_summary(version, aliases) for version in reversed(_versions(connection, task))]
+        return [_summary(version, aliases) for version in reversed(versions_of(connection, task))]
 
 
 def show(*, root: Path, task: str, selector: str | int) -> dict[str, Any]:
     """One version, by number or alias, with the metrics, params and code commit of its run.
 
     Keys: task, version, aliases, gate_decision, gate_reasons, manifest_sha256, gate_sha256, stage_key, run_id, created_at, promoted_at
-    (times as ISO 8601 in UTC, or None), data (what `data_identity.data_tags` says, without its prefix); then metrics, params, source,
+    (times as ISO 8601 in UTC, or None), compared_with (the champion its gate compared it with, `none`, or None for unknown),
+    approval_request and approval (see `pipeline.registry.approval`), data (what `data_identity.data_tags` says, without its prefix); then metrics, params, source,
     git_commit, dirty.
     """
     connection = connect(root=root)
@@ -122,9 +127,13 @@ def resolve(task: str, selector: str | int, aliases: Mapping[str, int]) -> int:
 
 def aliases_of(connection: Connection, task: str) -> dict[str, int]:
     """Alias -> version number; raises RegistryError when nothing was ever registered under this name."""
+    return {alias: int(version) for alias, version in registered_model(connection, task).aliases.items()}
+
+
+def registered_model(connection: Connection, task: str) -> "RegisteredModel":
+    """The registered model `task`; raises RegistryError when nothing was ever registered under this name."""
     with _unknown_is(f"Nothing is registered under {task!r} in {connection.uri}. Run `promptmill run {task}` first, or correct the name."):
-        model = connection.client.get_registered_model(task)
-    return {alias: int(version) for alias, version in model.aliases.items()}
+        return connection.client.get_registered_model(task)
 
 
 def find_version(connection: Connection, task: str, version: int) -> "ModelVersion":
@@ -151,7 +160,7 @@ def _check_run(connection: Connection, run_id: str, stage_key: str) -> None:
 def _reusable_version(connection: Connection, layout: Layout, stage_key: str) -> int | None:
     """The newest version made from the same stages whose stored files are still intact; a damaged one must not be handed out again."""
     expected = manifest_sha256(layout.path("bundle"))
-    for version in reversed(_versions(connection, layout.task)):
+    for version in reversed(versions_of(connection, layout.task)):
         if version.tags.get(STAGE_KEY) == stage_key and version.tags.get(MANIFEST_SHA256) == expected and _is_intact(connection, version):
             return int(version.version)
     return None
@@ -185,6 +194,9 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
         GATE_REASONS: "\n".join(gate.reasons)[:_REASONS_CHARACTERS],
         RUN_ID: run_id,
     }
+    compared = _compared_with(layout)
+    if compared is not None:
+        tags[COMPARED_WITH] = compared
     logged, tags[MODEL_FILES_SHA256] = _log_model(connection, layout, run_id, tags[MANIFEST_SHA256])
     template = register_template(connection, task=layout.task, template=read_json(layout.path("bundle") / "template.json")["template"])
     link_template(connection, template, run_id=run_id, model_id=logged.model_id)
@@ -197,6 +209,16 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
             layout.task, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id, await_creation_for=300
         )
     return int(made.version)
+
+
+def _compared_with(layout: Layout) -> str | None:
+    """The champion that the stages compared with, as a number, or `none` when there was none; None when they compared with a chosen version."""
+    record = read_json(layout.path("reference") / REFERENCE_FILE)
+    if record.get("asked") != CHAMPION:
+        return None
+    if record.get("version") is not None:
+        return str(record["version"])
+    return "none" if record.get("reason") == _NO_CHAMPION else None
 
 
 def _log_model(connection: Connection, layout: Layout, run_id: str, manifest_sha: str) -> tuple["LoggedModel", str]:
@@ -314,8 +336,8 @@ def _downloaded(
         yield bundle
 
 
-def _versions(connection: Connection, task: str) -> list["ModelVersion"]:
-    """All versions of `task`, oldest first."""
+def versions_of(connection: Connection, task: str) -> list["ModelVersion"]:
+    """All versions of `task`, oldest first, with their tags."""
     found: list[ModelVersion] = []
     token: str | None = None
     while True:
@@ -340,8 +362,15 @@ def _summary(version: "ModelVersion", aliases: Mapping[str, int]) -> dict[str, A
         "run_id": version.run_id,
         "created_at": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "promoted_at": version.tags.get(PROMOTED_AT),
+        "compared_with": version.tags.get(COMPARED_WITH),
+        "approval_request": _json_tag(version, APPROVAL_REQUEST),
+        "approval": _json_tag(version, APPROVAL),
         "data": data_of(version.tags),
     }
+
+
+def _json_tag(version: "ModelVersion", name: str) -> dict[str, Any] | None:
+    return json.loads(version.tags[name]) if name in version.tags else None
 
 
 @contextmanager

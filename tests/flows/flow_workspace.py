@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from pipeline.data.profiles import ARRAYS_FILE, RECORD_FILE, write_reference
 from pipeline.layout import FILES, STAGES, Layout
 from pipeline.params_file import replace_source
 from pipeline.records import read_json, sha256_file, write_json, write_parquet
@@ -103,8 +104,8 @@ def make_prepared(root: Path, bundle: Path) -> Path:
     return root
 
 
-def prepare(root: Path, bundle: Path, decision: str) -> None:
-    """Write the outputs that the stages of `make_prepared` will hand out; `bundle` replaces the made-up one."""
+def prepare(root: Path, bundle: Path, decision: str, champion: int | None = None) -> None:
+    """Write the outputs that the stages of `make_prepared` will hand out: `bundle` replaces the made-up one, and they were compared with `champion`."""
     layout = Layout(root / PREPARED, TASK)
     layout.root.mkdir(exist_ok=True)
     write_outputs(layout.root, 1, decision)
@@ -112,6 +113,10 @@ def prepare(root: Path, bundle: Path, decision: str) -> None:
     (layout.root / "params.yaml").unlink()
     shutil.rmtree(layout.path("bundle"))
     shutil.copytree(bundle, layout.path("bundle"))
+    if champion is not None:
+        for source, target in (("data_profile", RECORD_FILE), ("profile_arrays", ARRAYS_FILE)):
+            shutil.copy(layout.path(source), layout.path("reference") / target)
+        write_reference(layout.path("reference"), asked="champion", version=champion, reason=None)
     for name in ("quarantined", "set_aside", "predictions"):
         write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     ingest = read_json(layout.path("ingest_report"))

@@ -10,7 +10,26 @@ from pipeline.errors import ParamsError
 from tests.flows.flow_workspace import REPOSITORY, call, environment, make_checkout, promptmill
 
 HEAVY = ("prefect", "mlflow", "torch", "pandas", "dvc", "pydantic")
-COMMANDS = ("run", "predict", "promote", "rollback", "list", "show", "why", "compare", "evaluate", "reproduce", "sync", "ui", "data")
+COMMANDS = (
+    "run",
+    "predict",
+    "promote",
+    "rollback",
+    "list",
+    "show",
+    "approve",
+    "reject",
+    "history",
+    "doctor",
+    "prune",
+    "why",
+    "compare",
+    "evaluate",
+    "reproduce",
+    "sync",
+    "ui",
+    "data",
+)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -229,11 +229,45 @@ def test_a_version_that_only_a_person_can_decide_on_is_not_promoted(changeable: 
     assert inside("promote", TASK, "2")[0] == 3
 
 
+def test_a_version_waits_for_a_person_and_the_flow_ends(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
+    root = changeable
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(text.replace("    approval: auto ", "    approval: manual "), encoding="utf-8")
+    prepare(root, tiny_bundle, "promote", champion=1)
+    first = promptmill("run", TASK, folder=root)
+    assert first.returncode == 6, first.stderr
+    assert f"WAITING: {TASK} version 2 needs a person's approval" in first.stdout
+    name, kind, state, tasks = last_flow_run(root)
+    assert (name, kind, state) == (f"retrain-{TASK}", "COMPLETED", "WaitingForApproval")
+    assert tasks == completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS, "ask for approval")
+    assert ("approval-tweet-sentiment", "markdown") in query(root, "SELECT key, type FROM artifact")
+    assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger"], 1: ["champion"]}
+
+    code, out, err = inside("run", TASK)
+    assert (code, "Nothing changed" in err) == (6, True)
+    assert f"promptmill approve {TASK} 2 --reason" in out
+    assert inside("promote", TASK, "2")[0] == 6
+    code, _, err = inside("approve", TASK, "2", "--reason", "fine", "--manifest", "0" * 64)
+    assert code == 1
+    assert f"the approval is for {'0' * 64}" in err
+    assert inside("approve", TASK, "2", "--reason", "Read 50 answers", "--by", "Ada")[:2] == (
+        0,
+        f"{TASK} version 2 is champion now (before: version 1).\n",
+    )
+    rows = [line.split() for line in inside("history", TASK)[1].splitlines()[1:]]
+    assert (rows[0][0], rows[0][2]) == ("2", "-")
+    assert "Ada" in rows[0]
+    assert rows[0][-3:] == ["Read", "50", "answers"]
+    assert [row[0] for row in rows] == ["2", "1"]
+    assert inside("doctor", TASK)[0] == 0
+    assert [line.split()[0] for line in inside("prune", TASK)[1].splitlines()] == ["version", "2", "1"]
+    assert inside("run", TASK)[0] == 0
+
+
 @pytest.mark.slow
 def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run(changeable: Path, inside: Inside, tiny_bundle: Path) -> None:
     root = changeable
-    prepare(root, tiny_bundle, "promote")
-    (root / PREPARED / "changed").touch()
+    prepare(root, tiny_bundle, "promote", champion=1)
     assert promptmill("run", TASK, folder=root).returncode == 0
     assert inside("rollback", TASK)[:2] == (0, f"{TASK} version 1 is champion now (before: version 2).\n")
     code, out, err = inside("run", TASK)

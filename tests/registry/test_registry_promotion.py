@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BundleError, NotPromoted, RegistryError
-from pipeline.registry import promotion, registry
+from pipeline.registry import journal, promotion, registry
 from tests.registry.registry_workspace import TASK, Workspace, damage
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def rollback(workspace: Workspace, to: int | None = None) -> int:
 
 
 def events(workspace: Workspace) -> list[tuple[str, str, int]]:
-    return [(entry["event"], entry["action"], entry["version"]) for entry in promotion.read_journal(root=workspace.root, task=TASK)]
+    return [(entry["event"], entry["action"], entry["version"]) for entry in journal.read_journal(root=workspace.root, task=TASK)]
 
 
 def register(workspace: Workspace, count: int) -> None:
@@ -49,7 +49,7 @@ def test_promotion_moves_the_alias_once_and_writes_down_why(workspace: Workspace
     assert promote(workspace, 2) == (1, False)
     assert events(workspace) == [("intent", "promote", 1), ("done", "promote", 1), ("intent", "promote", 2), ("done", "promote", 2)]
     shown = registry.show(root=workspace.root, task=TASK, selector="champion")
-    entry = promotion.read_journal(root=workspace.root, task=TASK)[-1]
+    entry = journal.read_journal(root=workspace.root, task=TASK)[-1]
     assert {key: entry[key] for key in ("gate_decision", "gate_sha256", "manifest_sha256", "run_id")} == {
         key: shown[key] for key in ("gate_decision", "gate_sha256", "manifest_sha256", "run_id")
     }
@@ -102,7 +102,7 @@ def test_without_a_journal_the_versions_tags_tell_the_order(workspace: Workspace
     register(workspace, 3)
     for version in (3, 1, 2):
         promote(workspace, version)
-    (workspace.root / ".promptmill" / promotion.JOURNAL_FILE).unlink()
+    (workspace.root / ".promptmill" / journal.JOURNAL_FILE).unlink()
     assert [rollback(workspace), rollback(workspace)] == [1, 3]
     with pytest.raises(RegistryError, match="no champion before version 3"):
         promotion.rollback(root=workspace.root, task=TASK)
@@ -155,13 +155,13 @@ def test_a_promotion_killed_around_the_commit_point_is_settled_by_what_the_alias
 def test_a_torn_last_line_of_the_journal_is_dropped_and_a_broken_one_named(workspace: Workspace) -> None:
     register(workspace, 2)
     promote(workspace, 1)
-    journal = workspace.root / ".promptmill" / promotion.JOURNAL_FILE
-    whole = journal.read_text(encoding="utf-8")
-    journal.write_text(whole + '{"event": "inte', encoding="utf-8")
+    file = workspace.root / ".promptmill" / journal.JOURNAL_FILE
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole + '{"event": "inte', encoding="utf-8")
     promote(workspace, 2)
-    lines = journal.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["intent", "done", "intent", "done"]
-    journal.write_text("nonsense\n" + whole, encoding="utf-8")
+    file.write_text("nonsense\n" + whole, encoding="utf-8")
     with pytest.raises(RegistryError, match=r"promotions\.jsonl, line 1 is not JSON"):
         promotion.rollback(root=workspace.root, task=TASK)
 
@@ -171,7 +171,7 @@ def test_promotions_at_the_same_time_leave_one_champion_and_a_whole_journal(work
     program = "import sys; from pathlib import Path; from pipeline.registry import promotion; promotion.promote(root=Path(sys.argv[1]), task=sys.argv[2], version=int(sys.argv[3]))"
     running = [subprocess.Popen([sys.executable, "-c", program, str(workspace.root), TASK, str(version)], cwd=ROOT) for version in (1, 2)]
     assert [process.wait() for process in running] == [0, 0]
-    entries = promotion.read_journal(root=workspace.root, task=TASK)
+    entries = journal.read_journal(root=workspace.root, task=TASK)
     assert [entry["event"] for entry in entries] == ["intent", "done"] * 2
     previous = None
     for entry in entries[::2]:

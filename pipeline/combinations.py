@@ -41,8 +41,11 @@ def refused(params: TaskParams, architecture: Architecture) -> Iterator[tuple[st
     if architecture != "encoder":
         return
     for index, threshold in enumerate(params.gate.change_thresholds):
-        if threshold.baseline == "hard_prompt":
-            yield f"gate.change_thresholds.{index}.baseline", "an encoder has no hard_prompt to compare with; use majority_class"
+        if threshold.baseline in ("hard_prompt", "zero_shot", "few_shot"):
+            yield (
+                f"gate.change_thresholds.{index}.baseline",
+                f"an encoder has no {threshold.baseline} to compare with; use majority_class",
+            )
     if params.base_model.dtype in ("bfloat16", "float16"):
         yield "base_model.dtype", f"an encoder's head is trained in the model's own dtype, {params.base_model.dtype}; use float32 or auto"
 

@@ -7,13 +7,15 @@ White space in front of a field is moved to the field's side of the cut, as in t
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import TemplateError
 
 _FIELD = re.compile(r"(\s*)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_GAP = "\n\n"  # between worked examples
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,28 @@ def compile_template(*, tokenizer: PreTrainedTokenizerBase, template: str, maxim
     return Template(
         tokenizer, start + pieces[0].token_ids, tuple(piece for piece in pieces[1:] if piece.field or piece.token_ids), maximum_field_tokens
     )
+
+
+def few_shot_template(
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    maximum_field_tokens: int,
+    worked: Sequence[tuple[Mapping[str, str], str]],
+    closed: bool = False,
+) -> Template:
+    """`template` behind worked examples, each a row's fields and its verbalizer (Brown et al. 2020): they are part of the shared prefix.
+
+    A worked example is cut and tokenised as a row to be scored is, so its text is never read as part of a template.
+    """
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "template": template, "maximum_field_tokens": maximum_field_tokens}
+    compiled, opened = compile_template(**settings, closed=closed), compile_template(**settings)
+    start, _ = _around(tokenizer)
+    opening, gap = opened.head[len(start) :], _ids(tokenizer, _GAP)
+    head = start
+    for own, (_, verbalizer) in zip(opened.encode([row for row, _ in worked]), worked, strict=True):
+        head += (*opening, *own, *_ids(tokenizer, verbalizer), *gap)
+    return replace(compiled, head=head + opening)
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

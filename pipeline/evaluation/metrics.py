@@ -29,7 +29,8 @@ from pipeline.evaluation.intervals import (
     resampled_means,
     resampled_sums,
 )
-from pipeline.evaluation.predictions import TUNED, Predictions, Scored
+from pipeline.evaluation.predictions import Predictions, Scored
+from pipeline.variants import TUNED
 
 METHOD = (
     "accuracy, precision, recall: Wilson score interval; per-class F1: from a Wilson interval of hits among rows so labelled or predicted; "

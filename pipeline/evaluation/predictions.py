@@ -3,19 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import StageInputError
 from pipeline.evaluation.intervals import Floats, Integers
 from pipeline.records import read_parquet
+from pipeline.variants import MAJORITY_CLASS, MAY_BE_SKIPPED, TUNED, VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TUNED = "tuned"
-BASELINES = ("hard_prompt", "majority_class")
 
 SUM_TOLERANCE = 1e-3
 # Probabilities are stored after rounding; two labels that tie within it are both argmax.
@@ -47,8 +46,27 @@ class Predictions:
         return self.variants[TUNED]
 
 
-def read_predictions(path: Path, labels: Sequence[str], *, hard_prompt: bool = True) -> Predictions:
-    """Read and check the predictions of one task; `hard_prompt` says whether it has hard prompts to compare with.
+def scored_frame(
+    rows: "pd.DataFrame", *, variant: str, fields: Sequence[str], labels: Sequence[str], probabilities: NDArray[np.floating[Any]]
+) -> "pd.DataFrame":
+    """The answers [N, K] of one variant to `rows`, in the long format of docs/stage-files.md."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "row_id": rows["row_id"],
+            "variant": variant,
+            "text": ["\n".join(values) for values in zip(*(rows[name] for name in fields), strict=True)],
+            "label": rows["label"],
+            "prediction": [labels[index] for index in probabilities.argmax(axis=1)],
+            **{f"p.{label}": probabilities[:, index].astype(float) for index, label in enumerate(labels)},
+        }
+    )
+
+
+def read_predictions(path: Path, labels: Sequence[str], *, variants: Sequence[str] | None = None) -> Predictions:
+    """Read and check the predictions of one task, which has these `variants` (see task_variants), or at least the tuned
+    prompt and the majority class.
 
     Raises StageInputError naming row and variant unless every variant is there once per row and no other one, with the same rows,
     texts and labels in each; labels and predictions are of `labels`; probabilities are finite, within [0, 1], sum to 1 within
@@ -59,13 +77,14 @@ def read_predictions(path: Path, labels: Sequence[str], *, hard_prompt: bool = T
     surplus = [name for name in frame.columns if name.startswith("p.") and name not in columns]
     if surplus:
         raise StageInputError(f"{path} has the columns {surplus}, but the labels of prompt.verbalizers are {list(labels)}. {_AGAIN}")
-    baselines = BASELINES if hard_prompt else ("majority_class",)
-    by_variant = {name: _rows_of(path, frame, name) for name in (TUNED, *baselines)}
-    unknown = sorted({str(name) for name in frame["variant"]} - set(by_variant))
+    known, found = variants or VARIANTS, {str(name) for name in frame["variant"]}
+    unknown = sorted(found - set(known))
     if unknown:
-        raise StageInputError(f"{path} holds the unknown variants {unknown}; known: {list(by_variant)}. {_AGAIN}")
+        raise StageInputError(f"{path} holds the unknown variants {unknown}; known: {list(known)}. {_AGAIN}")
+    optional = MAY_BE_SKIPPED if variants else set(VARIANTS) - {TUNED, MAJORITY_CLASS}
+    by_variant = {name: _rows_of(path, frame, name) for name in known if name in found or name not in optional}
     tuned = by_variant[TUNED]
-    for name in baselines:
+    for name in by_variant:
         _check_same_rows(path, tuned, by_variant[name], name)
     return Predictions(
         labels=tuple(labels),

@@ -9,10 +9,16 @@ from pipeline.params.section import OpenFraction, PositiveInt, Section, Seed
 
 
 class ScoreParams(Section):
-    """Scoring of the test split. `hard_prompt_selection_rows`: validation rows on which the candidates compete."""
+    """Scoring of the test split. `hard_prompt_selection_rows`: validation rows on which the candidates compete.
+
+    `few_shot_per_label`: training rows of each label that the few-shot baseline shows as worked examples, drawn by `few_shot_seed`;
+    with 0 there is no such baseline.
+    """
 
     batch_size: PositiveInt
     hard_prompt_selection_rows: PositiveInt
+    few_shot_per_label: Annotated[int, Field(ge=0)]
+    few_shot_seed: Seed
 
 
 class EvaluateParams(Section):

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section
+from pipeline.variants import Baseline
 
 AVERAGES = tuple(f"{average}_{name}" for average in ("macro", "weighted") for name in ("f1", "precision", "recall"))
 
@@ -27,7 +28,7 @@ class ChangeThreshold(Section):
     """A limit on tuned minus baseline, on the same rows: the point value reaches `minimum_gain`, the interval excludes 0."""
 
     metric: Literal["accuracy", "macro_f1"]
-    baseline: Literal["hard_prompt", "majority_class"]
+    baseline: Baseline
     minimum_gain: Annotated[float, Field(ge=0.0)]
 
 
@@ -38,7 +39,7 @@ class Guard(Section):
     """
 
     metric: Literal["accuracy", "macro_f1"]
-    baseline: Literal["hard_prompt", "majority_class"]
+    baseline: Baseline
     maximum_loss: Fraction
 
 

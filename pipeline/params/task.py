@@ -19,6 +19,7 @@ from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
 from pipeline.params.tune import TuneParams
 from pipeline.params_file import describe, listed, merge, read_yaml
+from pipeline.variants import HARD_PROMPT, TUNED, task_variants
 
 
 class TaskParams(Section):
@@ -97,18 +98,20 @@ def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
 
 
 def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
-    """(dotted path, problem) of each limit against a hard prompt when there is none."""
-    if params.prompt.hard_prompts:
-        return
-    said = "prompt.hard_prompts is empty, so there is no hard_prompt"
+    """(dotted path, problem) of each limit against a baseline that the task does not have."""
+    scored = task_variants(params)
+    others = " or ".join(name for name in scored if name != TUNED)
+    said = "prompt.hard_prompts is empty" if not params.prompt.hard_prompts else "score.few_shot_per_label is 0"
     for kind in ("change_thresholds", "guards"):
         thresholds: list[ChangeThreshold | Guard] = getattr(params.gate, kind)
         for index, threshold in enumerate(thresholds):
-            if threshold.baseline == "hard_prompt":
-                yield f"gate.{kind}.{index}.baseline", f"{said}; use majority_class"
+            if threshold.baseline not in scored:
+                yield f"gate.{kind}.{index}.baseline", f"{said}, so there is no {threshold.baseline}; use {others}"
+    if HARD_PROMPT in scored:
+        return
     for name, limit in params.gate.cost:
         if limit is not None:
-            yield f"gate.cost.{name}", f"{said} to compare the cost with; write null"
+            yield f"gate.cost.{name}", f"{said}, so there is no hard_prompt to compare the cost with; write null"
 
 
 def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

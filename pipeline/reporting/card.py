@@ -33,12 +33,13 @@ from pipeline.reporting.formats import (
     TrainLog,
     VariantMetrics,
 )
+from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
-VARIANT_NAMES: Mapping[str, str] = {"tuned": "Tuned prompt", "hard_prompt": "Hard prompt", "majority_class": "Majority class"}
+VARIANT_NAMES: Mapping[str, str] = NAMES
 VERDICT_MARKS: Mapping[str, str] = {"PASS": "✓", "FAIL": "✗"}
 METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
@@ -282,6 +283,8 @@ def _comparisons(metrics: Metrics) -> list[tuple[str, Comparison]]:
     """Each baseline's name in a sentence with what the tuned prompt gains over it; the harder baseline first."""
     named = (
         ("hard prompt", metrics.comparisons.tuned_minus_hard_prompt),
+        ("zero-shot prompt", metrics.comparisons.tuned_minus_zero_shot),
+        ("few-shot prompt", metrics.comparisons.tuned_minus_few_shot),
         ("majority class", metrics.comparisons.tuned_minus_majority_class),
     )
     return [(name, comparison) for name, comparison in named if comparison is not None]

@@ -109,10 +109,12 @@ class VariantMetrics(Record):
 
 
 class Variants(Record):
-    """The tuned prompt and its baselines; an encoder has no hard prompt."""
+    """The tuned prompt and its baselines; an encoder answers no hard prompt."""
 
     tuned: VariantMetrics
     hard_prompt: VariantMetrics | None = None
+    zero_shot: VariantMetrics | None = None
+    few_shot: VariantMetrics | None = None
     majority_class: VariantMetrics
 
 
@@ -127,6 +129,8 @@ class Comparisons(Record):
     """The tuned prompt against each baseline."""
 
     tuned_minus_hard_prompt: Comparison | None = None
+    tuned_minus_zero_shot: Comparison | None = None
+    tuned_minus_few_shot: Comparison | None = None
     tuned_minus_majority_class: Comparison
 
 
@@ -285,11 +289,20 @@ class HardPrompt(Record):
     rows: int
 
 
+class FewShotPrompt(Record):
+    """The worked examples of the few-shot baseline, and why it was not asked, if it was not."""
+
+    examples: list[str]
+    prefix_tokens: int
+    skipped: str | None
+
+
 class Score(Record):
     """What the score stage wrote; `hard_prompt` is null when the base model answers none."""
 
     hard_prompt: str | None
     hard_prompts: list[HardPrompt]
+    few_shot: FewShotPrompt | None = None
     rows: int
     seconds_per_row: dict[str, float | None]
     majority_class: str

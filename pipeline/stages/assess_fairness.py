@@ -10,6 +10,7 @@ from pipeline.fairness.groups import Attribute, make_attributes
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import read_parquet, write_json
+from pipeline.variants import task_variants
 
 # A column of more values is an identifier rather than a group.
 MAXIMUM_GROUPS = 50
@@ -21,7 +22,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     Raises StageInputError for inconsistent predictions, rows that are not those of `test`, and a column of very many values.
     """
     section = params.assess_fairness
-    predictions = read_predictions(inputs.predictions, params.prompt.labels, hard_prompt=bool(params.prompt.hard_prompts))
+    predictions = read_predictions(inputs.predictions, params.prompt.labels, variants=task_variants(params))
     attributes = make_attributes(section, predictions.texts, _columns(inputs.test, predictions, list(section.columns)))
     _check_sizes(attributes, inputs.test)
     report = {"task": outputs.fairness.parent.name, **assess(predictions, attributes, section)}

@@ -11,6 +11,7 @@ from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import replacing_folder, write_json
+from pipeline.variants import task_variants
 
 REPORT_COLUMNS = ("variant", "label", "precision", "recall", "f1", "support")
 RELIABILITY_COLUMNS = ("variant", "confidence", "accuracy", "null_low", "null_high", "n")
@@ -18,7 +19,7 @@ RELIABILITY_COLUMNS = ("variant", "confidence", "accuracy", "null_low", "null_hi
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write `metrics` and `plots` from `predictions`; returns the metrics. Raises StageInputError for inconsistent predictions."""
-    predictions = read_predictions(inputs.predictions, params.prompt.labels, hard_prompt=bool(params.prompt.hard_prompts))
+    predictions = read_predictions(inputs.predictions, params.prompt.labels, variants=task_variants(params))
     figures = evaluate(
         predictions,
         confidence_level=params.evaluate.confidence_level,

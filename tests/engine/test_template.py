@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.template import compile_template, compile_verbalizers
+from pipeline.engine.template import compile_template, compile_verbalizers, few_shot_template
 from pipeline.errors import TemplateError
 
 
@@ -90,3 +90,14 @@ def test_verbalizers_with_no_tokens_or_the_same_tokens_are_refused(tiny):
         compile_verbalizers(tokenizer=tokenizer, verbalizers={"a": " good", "b": " good"})
     several = compile_verbalizers(tokenizer=tokenizer, verbalizers={"a": " good", "b": " zzz"})
     assert not several.single_token
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_worked_examples_stand_in_the_shared_prefix_and_their_braces_stay_text(tiny, closed):
+    tokenizer = tiny().tokenizer
+    settings = {"tokenizer": tokenizer, "template": "Tweet: {text}\nSentiment:", "maximum_field_tokens": 50, "closed": closed}
+    plain = compile_template(**settings)
+    shown = few_shot_template(**settings, worked=[({"text": "thank {text}"}, " good"), ({"text": "late"}, " bad")])
+    assert tokenizer.decode(shown.head) == "Tweet: thank {text}\nSentiment: good\n\nTweet: late\nSentiment: bad\n\nTweet:"
+    assert shown.encode([{"text": "rude"}]) == plain.encode([{"text": "rude"}])
+    assert few_shot_template(**settings, worked=[]).head == plain.head

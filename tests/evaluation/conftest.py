@@ -14,7 +14,12 @@ def frame() -> pd.DataFrame:
     actual = np.random.default_rng(1).choice(3, size=300, p=[0.45, 0.35, 0.2])
     return long_frame(
         actual,
-        {"tuned": noisy(actual, 0.6, 2), "hard_prompt": noisy(actual, 0.2, 3), "majority_class": np.zeros(300, dtype=int)},
+        {
+            "tuned": noisy(actual, 0.6, 2),
+            "hard_prompt": noisy(actual, 0.2, 3),
+            "zero_shot": noisy(actual, 0.1, 4),
+            "majority_class": np.zeros(300, dtype=int),
+        },
     )
 
 

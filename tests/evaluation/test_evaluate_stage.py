@@ -55,7 +55,7 @@ def test_plot_tables_repeat_the_record(frame: pd.DataFrame, tmp_path: Path, run:
     with (folder / "metrics_by_variant.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     # accuracy, log loss, MCC, six averages, Brier score, three figures of the calibration error, three coverages; three per label
-    assert len(lines) == 3 * (16 + 3 * 3)
+    assert len(lines) == 4 * (16 + 3 * 3)
     found = {(line["variant"], line["metric"]): line for line in lines}
     assert float(found["tuned", "macro_f1"]["low"]) == report["variants"]["tuned"]["macro_f1"]["low"]
     assert found["majority_class", "per_class.positive.precision"]["value"] == ""

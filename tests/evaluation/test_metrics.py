@@ -27,7 +27,7 @@ def predictions_of(write: Write, actual: object, tuned: object, other: object | 
 
 def test_point_values_agree_with_scikit_learn_on_strings(frame: pd.DataFrame, write: Write) -> None:
     record = evaluate(read_predictions(write(frame), LABELS), **SETTINGS)
-    assert list(record["variants"]) == ["tuned", "hard_prompt", "majority_class"]
+    assert list(record["variants"]) == ["tuned", "hard_prompt", "zero_shot", "majority_class"]
     for variant, found in record["variants"].items():
         rows = frame[frame["variant"] == variant]
         actual, predicted = rows["label"], rows["prediction"]

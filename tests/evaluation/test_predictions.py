@@ -11,6 +11,7 @@ from pipeline.evaluation.predictions import read_predictions
 from tests.evaluation.scored_rows import LABELS
 
 Write = Callable[[pd.DataFrame], Path]
+TWO = ("tuned", "majority_class")
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -49,13 +50,20 @@ def test_good_predictions_come_back_in_the_order_of_their_ids(frame: pd.DataFram
 
 
 def test_without_hard_prompts_there_are_two_variants_and_a_third_one_is_refused(frame: pd.DataFrame, write: Write) -> None:
-    found = read_predictions(write(frame[frame["variant"] != "hard_prompt"]), LABELS, hard_prompt=False)
+    found = read_predictions(write(frame[frame["variant"].isin(TWO)]), LABELS, variants=TWO)
     assert list(found.variants) == ["tuned", "majority_class"]
     assert list(evaluate(found, confidence_level=0.95, replicates=200, seed=0)["comparisons"]) == ["tuned_minus_majority_class"]
-    with pytest.raises(StageInputError, match=r"unknown variants \['hard_prompt'\]; known: \['tuned', 'majority_class'\]"):
-        read_predictions(write(frame), LABELS, hard_prompt=False)
+    with pytest.raises(StageInputError, match=r"unknown variants \['hard_prompt', 'zero_shot'\]; known: \['tuned', 'majority_class'\]"):
+        read_predictions(write(frame), LABELS, variants=TWO)
     with pytest.raises(StageInputError, match="no rows of variant 'hard_prompt'"):
-        read_predictions(write(frame[frame["variant"] != "hard_prompt"]), LABELS)
+        read_predictions(write(frame[frame["variant"] != "hard_prompt"]), LABELS, variants=[*TWO, "zero_shot", "hard_prompt"])
+
+
+def test_only_the_few_shot_variant_may_be_absent(frame: pd.DataFrame, write: Write) -> None:
+    asked = ["tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class"]
+    assert list(read_predictions(write(frame), LABELS, variants=asked).variants) == [name for name in asked if name != "few_shot"]
+    with pytest.raises(StageInputError, match="no rows of variant 'tuned'"):
+        read_predictions(write(frame[frame["variant"] != "tuned"]), LABELS)
 
 
 def test_sums_within_the_tolerance_are_made_exact(frame: pd.DataFrame, write: Write) -> None:

@@ -254,7 +254,12 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
     layout, stage = Layout(tmp_path, "tweet_sentiment"), stage_named("assess_fairness")
     actual = np.random.default_rng(1).choice(3, size=400)
     texts = [f"@{name} late" for name in np.array(["United", "jetblue", "JetBlue", "VirginAmerica"])[np.arange(400) % 4]]
-    answers = {"tuned": noisy(actual, 0.6, 1), "hard_prompt": noisy(actual, 0.2, 2), "majority_class": np.zeros(400, dtype=int)}
+    answers = {
+        "tuned": noisy(actual, 0.6, 1),
+        "hard_prompt": noisy(actual, 0.2, 3),
+        "zero_shot": noisy(actual, 0.2, 2),
+        "majority_class": np.zeros(400, dtype=int),
+    }
     write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
     params = load_task(ROOT / "params.yaml", "tweet_sentiment")
 
@@ -276,7 +281,7 @@ def by_region(tmp_path: Path) -> tuple[Layout, TaskParams, pd.DataFrame]:
     """A task with a group column, its predictions, and the test split that has the column."""
     layout = Layout(tmp_path, "tweet_sentiment")
     actual = np.random.default_rng(1).choice(3, size=200)
-    answers = {name: noisy(actual, 0.6, 1) for name in ("tuned", "hard_prompt", "majority_class")}
+    answers = {name: noisy(actual, 0.6, 1) for name in ("tuned", "hard_prompt", "zero_shot", "majority_class")}
     frame = long_frame(actual, answers)
     write_parquet(layout.path("predictions"), frame)
     test = frame[frame["variant"] == "tuned"][["row_id"]].assign(**{"group.region": [["north", "south", None][i % 3] for i in range(200)]})

@@ -49,6 +49,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
         answers = {
             "tuned": noisy(actual, right, seed + 1) if tuned is None else tuned,
             "hard_prompt": noisy(actual, 0.2, seed + 2),
+            "zero_shot": noisy(actual, 0.1, seed + 3),
             "majority_class": np.zeros(rows, dtype=int),
         }
         write_json(layout.path("drift"), NO_DRIFT)

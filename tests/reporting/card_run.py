@@ -144,14 +144,18 @@ def _params(replicates: int, floor: float) -> TaskParams:
 
 
 def predictions_frame(rows: int, skill: float) -> pd.DataFrame:
-    """The long format of docs/stage-files.md for three variants, with airline handles in three quarters of the texts."""
+    """The long format of docs/stage-files.md for four variants, with airline handles in three quarters of the texts."""
     generator = np.random.default_rng(7)
     labels = generator.choice(3, size=rows, p=(0.45, 0.37, 0.18))
     handles = generator.choice(7, size=rows, p=(*HANDLE_SHARES, 1 - sum(HANDLE_SHARES)))
     texts = [f"{(*HANDLES, '')[h]} {generator.choice(WORDS[LABELS[y]])}".strip() for h, y in zip(handles, labels, strict=True)]
-    noise = generator.normal(size=(2, rows, 3))
+    noise = generator.normal(size=(3, rows, 3))
     truth = np.eye(3)[labels]
-    scores = {"tuned": 2.6 * skill * truth + noise[0], "hard_prompt": 0.3 * truth + 0.3 * noise[1] + (1.6, 0.0, -0.2)}
+    scores = {
+        "tuned": 2.6 * skill * truth + noise[0],
+        "hard_prompt": 0.3 * truth + 0.3 * noise[1] + (1.6, 0.0, -0.2),
+        "zero_shot": 0.1 * truth + 0.3 * noise[2],
+    }
     frames = [_variant(name, texts, labels, _softmax(values)) for name, values in scores.items()]
     frames.append(_variant("majority_class", texts, labels, np.tile((0.45, 0.37, 0.18), (rows, 1))))
     return pd.concat(frames, ignore_index=True)
@@ -284,6 +288,8 @@ def manifest() -> dict[str, Any]:
 def _write_score(run: Run, rows: int) -> None:
     prompts = run.params.prompt.hard_prompts
     candidates = [{"template": text, "accuracy": 0.44 + 0.03 * i, "rows": 200} for i, text in enumerate(prompts)]
-    seconds = {"tuned": 0.021, "hard_prompt": 0.019}
-    score = {"hard_prompt": prompts[-1], "hard_prompts": candidates, "rows": rows, "seconds_per_row": seconds, "majority_class": "negative"}
+    seconds = {"tuned": 0.021, "hard_prompt": 0.019, "zero_shot": 0.019}
+    few_shot = {"examples": [], "prefix_tokens": 9000, "skipped": "with 6 worked examples the longest row needs 9,128 tokens"}
+    score = {"hard_prompt": prompts[-1], "hard_prompts": candidates, "few_shot": few_shot, "majority_class": "negative"}
+    score |= {"rows": rows, "seconds_per_row": seconds}
     write_json(run.path("score_report"), score)

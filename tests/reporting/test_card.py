@@ -80,13 +80,13 @@ def test_variants_and_differences_stand_side_by_side(run: Run):
     rows = table_with(read_page(run.render()), "Metrics of each variant")
     metrics = record(run, "metrics")
     assert rows[0] == ["Variant", "Accuracy", "Macro F1", "Log loss"]
-    for cells, name in zip(rows[1:4], ("tuned", "hard_prompt", "majority_class"), strict=True):
+    for cells, name in zip(rows[1:5], ("tuned", "hard_prompt", "zero_shot", "majority_class"), strict=True):
         for cell, metric in zip(cells[1:], ("accuracy", "macro_f1", "log_loss"), strict=True):
             found = metrics["variants"][name][metric]
             assert cell == f"{found['value']:.3f}[{found['low']:.3f}, {found['high']:.3f}]"
     gain = metrics["comparisons"]["tuned_minus_hard_prompt"]["accuracy"]
-    assert rows[4][:2] == ["Tuned − hard prompt", f"+{gain['value']:.3f}[+{gain['low']:.3f}, +{gain['high']:.3f}]"]
-    assert rows[5][0] == "Tuned − majority class"
+    assert rows[5][:2] == ["Tuned − hard prompt", f"+{gain['value']:.3f}[+{gain['low']:.3f}, +{gain['high']:.3f}]"]
+    assert [row[0] for row in rows[6:]] == ["Tuned − zero-shot prompt", "Tuned − majority class"]
 
 
 def test_confusion_matrix_is_that_of_the_predictions(run: Run):

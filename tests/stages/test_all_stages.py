@@ -73,17 +73,36 @@ def test_predictions_hold_every_test_row_once_per_variant_and_the_best_hard_prom
     layout = Layout(workspace, TASK)
     predictions, test = read_parquet(layout.path("predictions")), read_parquet(layout.path("test"))
     assert predictions.groupby("variant")["row_id"].apply(list).to_dict() == {
-        variant: test["row_id"].to_list() for variant in ("hard_prompt", "majority_class", "tuned")
+        variant: test["row_id"].to_list() for variant in ("few_shot", "hard_prompt", "majority_class", "tuned", "zero_shot")
     }
     report = read_json(layout.path("score_report"))
     best = max(report["hard_prompts"], key=lambda candidate: candidate["accuracy"])
     assert report["hard_prompt"] == best["template"]
     assert {candidate["rows"] for candidate in report["hard_prompts"]} == {40}
     train = read_parquet(layout.path("train"))
+    shown = train[train["row_id"].isin(report["few_shot"]["examples"])]
+    assert shown["label"].value_counts().to_dict() == {"good": 1, "bad": 1}
+    assert report["few_shot"]["skipped"] is None
+    same = predictions[predictions["variant"].isin(["hard_prompt", "zero_shot"])].groupby("variant")["p.good"].apply(list)
+    assert (report["hard_prompt"] == "Tweet: {text}\nSentiment:") == (same["hard_prompt"] == same["zero_shot"])
+    tokens = report["tokens_per_row"]
+    assert tokens["tuned"] == tokens["zero_shot"] + 4, "the virtual tokens"
     assert report["majority_class"] == train["label"].value_counts().idxmax()
     manifest = verify_bundle(layout.path("bundle"))
     assert manifest["soft_prompt"]["shape"] == [4, 32]
     assert manifest["training"]["seed"] == 0
+
+
+def test_a_few_shot_prompt_that_does_not_fit_is_left_out_with_the_reason(workspace):
+    change(workspace, "score", few_shot_per_label=9)
+    run_all(workspace)
+    layout = Layout(workspace, TASK)
+    assert "few_shot" not in set(read_parquet(layout.path("predictions"))["variant"])
+    assert "tokens, tiny/llama attends to 128" in read_json(layout.path("score_report"))["few_shot"]["skipped"]
+    assert set(read_json(layout.path("metrics"))["comparisons"]) == {
+        f"tuned_minus_{name}" for name in ("hard_prompt", "zero_shot", "majority_class")
+    }
+    assert "No few-shot prompt was asked: with 18 worked examples" in layout.path("card").read_text(encoding="utf-8")
 
 
 def test_early_stopping_sees_a_sample_of_all_labels(workspace):

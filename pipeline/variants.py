@@ -1,0 +1,46 @@
+"""Which variants answer the test rows of a task: the tuned prompt, and the baselines that it has to beat.
+
+An encoder answers no hard prompt (`prompt.hard_prompts` is empty), so that it has no hard prompt, zero-shot and few-shot variant.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pipeline.params.task import TaskParams
+
+Baseline = Literal["hard_prompt", "zero_shot", "few_shot", "majority_class"]
+Variant = Literal["tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class"]
+
+TUNED: Variant = "tuned"
+HARD_PROMPT: Baseline = "hard_prompt"
+ZERO_SHOT: Baseline = "zero_shot"
+FEW_SHOT: Baseline = "few_shot"
+MAJORITY_CLASS: Baseline = "majority_class"
+
+# The order in which they are shown: the harder baselines first.
+VARIANTS: tuple[Variant, ...] = ("tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class")
+
+# Left out, with the reason in the score report, where the worked examples do not fit into the base model's context.
+MAY_BE_SKIPPED: frozenset[Variant] = frozenset({"few_shot"})
+
+NAMES: Mapping[str, str] = {
+    "tuned": "Tuned prompt",
+    "hard_prompt": "Hard prompt",
+    "zero_shot": "Zero-shot",
+    "few_shot": "Few-shot",
+    "majority_class": "Majority class",
+}
+
+
+def task_variants(params: "TaskParams") -> tuple[Variant, ...]:
+    """The variants that `params` ask for, in the order of VARIANTS; those in MAY_BE_SKIPPED may be absent from the predictions."""
+    answers_hard_prompts = bool(params.prompt.hard_prompts)
+    asked: dict[Variant, bool] = {
+        "tuned": True,
+        "hard_prompt": answers_hard_prompts,
+        "zero_shot": answers_hard_prompts,
+        "few_shot": answers_hard_prompts and params.score.few_shot_per_label > 0,
+        "majority_class": True,
+    }
+    return tuple(variant for variant in VARIANTS if asked[variant])

@@ -83,8 +83,8 @@ STAGES: tuple[Stage, ...] = (
         ("bundle", "train", "validation", "test"),
         ("predictions", "score_report"),
     ),
-    Stage("evaluate", ("evaluate", "prompt"), ("predictions",), ("metrics", "plots")),
-    Stage("assess_fairness", ("assess_fairness", "prompt"), ("predictions", "test"), ("fairness",)),
+    Stage("evaluate", ("evaluate", "prompt", "score"), ("predictions",), ("metrics", "plots")),
+    Stage("assess_fairness", ("assess_fairness", "prompt", "score"), ("predictions", "test"), ("fairness",)),
     Stage(
         "probe",
         ("behaviour", "prompt", "base_model", "score"),

@@ -1,9 +1,10 @@
 """Run a training again and again while it is killed, until it ends; a program, so that no test's process is harmed.
 
-Usage: python -m tests.engine.killed_training MODEL_FOLDER OUTPUT_FOLDER. For each optimiser it writes `<name>.json`: how each attempt
+Usage: python -m tests.engine.killed_training MODEL_FOLDER OUTPUT_FOLDER [ROUNDS]. For each optimiser and round it writes `<name>-<round>.json`: how each attempt
 ended and the fingerprint of the last. Attempts are forks of this process, which saves them the imports.
 """
 
+import itertools
 import json
 import os
 import random
@@ -89,15 +90,15 @@ def attempt(base: BaseModel, optimiser: str, folder: Path, kind: str, number: in
     os._exit(0)
 
 
-def main(model: Path, folder: Path) -> None:
+def main(model: Path, folder: Path, rounds: int = 1) -> None:
     torch.set_num_threads(1)
     base = load_base_model(source={"kind": "directory", "id": "tiny", "path": str(model)}, dtype="float32", device="cpu")
-    for seed, optimiser in enumerate(OPTIMISERS):
-        points = [*kill_points(seed), ("terminated", 50), ("never", 0)]
+    for number, (seed, optimiser) in itertools.product(range(rounds), enumerate(OPTIMISERS)):
+        points = [*kill_points(seed + len(OPTIMISERS) * number), ("terminated", 50), ("never", 0)]
         ends = [attempt(base, optimiser, folder, kind, number) for kind, number in points]
         last = json.loads((folder / f"{optimiser}.last").read_text())
-        (folder / f"{optimiser}.json").write_text(json.dumps({"points": points, "ends": ends, "last": last}))
+        (folder / f"{optimiser}-{number}.json").write_text(json.dumps({"points": points, "ends": ends, "last": last}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

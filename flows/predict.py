@@ -1,4 +1,4 @@
-"""`promptmill predict`: label texts from the command line or a CSV file with a registered version."""
+"""`promptmill predict`: labels, or written answers, for texts from the command line or a CSV file, by a registered version."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ LONGEST_CELL = 60
 
 
 def predict_texts(root: Path, options: Namespace) -> int:
-    """Label `options.text` or the rows of `options.file` and print or write the answers.
+    """Label, or answer in text, `options.text` or the rows of `options.file` and print or write the answers.
 
     Raises SourceError naming the file, row and column of bad input, RegistryError for an unknown version, BundleError when the
     stored bundle is altered.
@@ -35,16 +35,13 @@ def predict_texts(root: Path, options: Namespace) -> int:
         bundle = registry.download_bundle(root=root, task=options.task, version=version, destination=Path(folder) / "bundle")
         fields, labels = bundle_fields_and_labels(bundle)
         rows = check_rows(options.file, columns, rows, fields, labels) if options.file else rows_of_texts(options.text, fields)
-        from pipeline.engine.predicting import load_predictor
-
-        predictor = load_predictor(bundle, device="auto")
-        probabilities = predictor.predict([{field: row[field] for field in fields} for row in rows], batch_size=64)
-    answers = label_rows(predictor.labels, probabilities)
+        asked = [{field: row[field] for field in fields} for row in rows]
+        answers, document = written_answers(bundle, asked) if not labels else labelled_answers(bundle, asked)
     if options.out:
         write_csv(options.out, [*columns, *answers[0]], [{**row, **found} for row, found in zip(rows, answers, strict=True)])
-        say(f"{len(rows)} rows labelled by {options.task} version {version}: {options.out}")
+        say(f"{len(rows)} rows answered by {options.task} version {version}: {options.out}")
     elif options.format == "json":
-        answer(as_json(options.task, version, rows, fields, labels, probabilities))
+        answer(as_json(options.task, version, document))
     else:
         cells = [[*(_short(row[field]) for field in fields), *found.values()] for row, found in zip(rows, answers, strict=True)]
         answer(table([*fields, *answers[0]], cells))
@@ -82,7 +79,8 @@ def check_rows(
     missing = [field for field in fields if field not in columns]
     if missing:
         raise SourceError(f"{path} lacks the columns {missing}; it has {list(columns)}. Add or rename them.")
-    taken = [name for name in ("label", *(f"p.{label}" for label in labels)) if name in columns]
+    added = ("label", *(f"p.{label}" for label in labels)) if labels else ("answer",)
+    taken = [name for name in added if name in columns]
     if taken:
         raise SourceError(f"{path} already has the columns {taken}, which the answers would overwrite. Rename them.")
     for number, row in enumerate(rows, 1):
@@ -103,7 +101,7 @@ def rows_of_texts(texts: Sequence[str], fields: Sequence[str]) -> list[dict[str,
 
 
 def bundle_fields_and_labels(bundle: Path) -> tuple[list[str], list[str]]:
-    """The fields a verified bundle's template takes and the labels it answers, read without loading its base model."""
+    """The fields a verified bundle's template takes and the labels it answers (none: it answers in text), read without loading its base model."""
     template, verbalizers = read_json(bundle / "template.json"), read_json(bundle / "verbalizers.json")
     return list(dict.fromkeys(placeholders(template["template"]))), list(verbalizers)
 
@@ -116,18 +114,37 @@ def label_rows(labels: Sequence[str], probabilities: "NDArray[Any]") -> list[dic
     ]
 
 
-def as_json(
-    task: str, version: int, rows: Sequence[Mapping[str, str]], fields: Sequence[str], labels: Sequence[str], probabilities: "NDArray[Any]"
-) -> str:
-    """The answers as one JSON document."""
-    predictions = [
+def labelled_answers(bundle: Path, rows: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """The rows' labels and probabilities, as cells of a table and as JSON objects."""
+    from pipeline.engine.predicting import load_predictor
+
+    predictor = load_predictor(bundle, device="auto")
+    probabilities = predictor.predict(rows, batch_size=64)
+    return label_rows(predictor.labels, probabilities), label_objects(rows, predictor.labels, probabilities)
+
+
+def written_answers(bundle: Path, rows: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """The rows' answers in text, as cells of a table and as JSON objects."""
+    from pipeline.engine.predicting import load_text_predictor
+
+    answers = load_text_predictor(bundle, device="auto").answer(rows, batch_size=64)
+    return [{"answer": text} for text in answers], [{**row, "answer": text} for row, text in zip(rows, answers, strict=True)]
+
+
+def label_objects(rows: Sequence[Mapping[str, str]], labels: Sequence[str], probabilities: "NDArray[Any]") -> list[dict[str, Any]]:
+    """Each row with its label and the probabilities [N, C] as numbers."""
+    return [
         {
-            **{field: row[field] for field in fields},
+            **row,
             "label": labels[int(found.argmax())],
             "probabilities": {label: float(value) for label, value in zip(labels, found, strict=True)},
         }
         for row, found in zip(rows, probabilities, strict=True)
     ]
+
+
+def as_json(task: str, version: int, predictions: Sequence[Mapping[str, Any]]) -> str:
+    """The answers as one JSON document."""
     return json.dumps({"task": task, "version": version, "predictions": predictions}, ensure_ascii=False, indent=2, allow_nan=False)
 
 

@@ -27,9 +27,11 @@ def gate_table(gate: Mapping[str, Any]) -> str:
 def verdict_markdown(task: str, version: int, gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The verdict with its reasons, the metrics of all variants, and where to look further."""
     lines = [f"# {task} version {version} {VERDICTS[gate['decision']]}", "", *(f"- {reason}" for reason in gate["reasons"]), ""]
-    lines += ["| variant | accuracy | macro F1 |", "|---|---|---|"]
+    shown = {"exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+    shown = shown if metrics.get("kind") == "generation" else {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    lines += [f"| variant | {' | '.join(shown.values())} |", "|---" * (1 + len(shown)) + "|"]
     for name, variant in metrics["variants"].items():
-        lines.append(f"| {name} | {_estimate(variant['accuracy'])} | {_estimate(variant['macro_f1'])} |")
+        lines.append(f"| {name} | {' | '.join(_estimate(variant[metric]) for metric in shown)} |")
     lines += [
         "",
         f"{number(metrics['n'])} test rows. The prompt card: `{Layout(Path(), task).path('card')}`. The run: experiment `{task}` in MLflow.",

@@ -62,6 +62,8 @@ def hard_prompt_problem(prompt: PromptParams, architecture: Architecture) -> str
 def _options(params: TaskParams) -> Iterator[tuple[str, Option]]:
     """(dotted path, option) of what the params ask of the method."""
     tune = params.tune
+    if params.prompt.free_text:
+        yield "ingest.columns.target", "generation"
     if tune.gradient_checkpointing:
         yield "tune.gradient_checkpointing", "gradient checkpointing"
     if tune.compile:

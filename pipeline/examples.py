@@ -7,7 +7,9 @@ import pandas as pd
 from pipeline.combinations import hard_prompt_problem
 from pipeline.engine.base_model import BaseModel, load_base_model
 from pipeline.engine.batching import Example
+from pipeline.engine.generation import GenerationExample
 from pipeline.engine.template import Template, compile_template
+from pipeline.engine.writing import WritingSettings, generation_examples
 from pipeline.errors import BaseModelError, StageInputError
 from pipeline.params import TaskParams
 from pipeline.progress import announce
@@ -60,6 +62,28 @@ def labelled_examples(path: Path, template: Template, params: TaskParams, at_mos
             f"{path}, row {row['row_id']}: the label {row['label']!r} is not one of {list(index)}. Run `dvc repro` from the validate stage."
         )
     return [Example(ids, index[label]) for ids, label in zip(template.encode(rows_of(frame, template)), frame["label"], strict=True)]
+
+
+def writing_settings(params: TaskParams) -> WritingSettings:
+    """How the task's answers are written, for the engine."""
+    section = params.prompt.generation_settings
+    return WritingSettings(
+        maximum_new_tokens=section.maximum_new_tokens,
+        separator=section.separator,
+        stop=tuple(section.stop),
+        num_beams=section.num_beams,
+        length_penalty=section.length_penalty,
+    )
+
+
+def target_examples(
+    path: Path, base: BaseModel, template: Template, params: TaskParams, at_most: int | None = None
+) -> list[GenerationExample]:
+    """The rows of a split with their targets, in their order, or the sample of `at_most` that labelled_examples would take."""
+    frame = read_parquet(path, ["row_id", "target", *template.fields])
+    if at_most is not None:
+        frame = frame.sort_values("row_id").head(at_most)
+    return generation_examples(base, template, rows_of(frame, template), frame["target"].tolist(), writing_settings(params))
 
 
 def unlabelled_examples(frame: pd.DataFrame, template: Template) -> list[Example]:

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example
+from pipeline.engine.generation import Generation
 from pipeline.engine.initialisation import Initialisation, initial_embeddings
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.methods import MethodSettings, build_method
@@ -55,20 +56,28 @@ def trial_plans(tune: TuneParams) -> list[Plan]:
 
 
 def make_learner(
-    params: TaskParams, base: BaseModel, template: Template, verbalizers: Verbalizers, plans: Sequence[Plan], examples: Sequence[Example]
+    params: TaskParams,
+    base: BaseModel,
+    template: Template,
+    verbalizers: Verbalizers | None,
+    plans: Sequence[Plan],
+    examples: Sequence[Example],
 ) -> SharedPrefixLearner | PeftLearner:
     """The learner of these trials: over the shared-prefix pass where base model and method allow it, else through PEFT's own forward.
+
+    Without `verbalizers` the examples have targets, which are learnt by teacher forcing, in the shared-prefix pass only.
 
     Raises BaseModelError when docs/methods.md refuses what is asked of the method on a base model of this architecture, or when a
     base model whose passes are to be compiled does not go through the shared-prefix pass.
     """
     tune = params.tune
-    objective = Classification(verbalizers, params.prompt.length_normalisation)
+    objective = Classification(verbalizers, params.prompt.length_normalisation) if verbalizers else None
     through = check_supported(
         method=tune.method.kind,
         architecture=base.architecture,
         gradient_checkpointing=tune.gradient_checkpointing,
         compiled=tune.compile,
+        generation=objective is None,
         tuned_prompt_start=any(isinstance(plan.init, TunedPromptInit) for plan in plans),
     )
     rows_at_once = None if tune.rows_at_once == "auto" else tune.rows_at_once
@@ -83,10 +92,17 @@ def make_learner(
             ]
             if tune.compile:
                 compile_decoder(base)
-            return SharedPrefixLearner(base=base, head=template.head, objective=objective, modules=modules, rows_at_once=rows_at_once)
+            return SharedPrefixLearner(
+                base=base, head=template.head, objective=objective or Generation(), modules=modules, rows_at_once=rows_at_once
+            )
         if tune.compile:
             raise BaseModelError(f"tune.compile is for the shared-prefix pass, which {base.source['id']} does not go through: {reason}.")
+        if objective is None:
+            raise BaseModelError(
+                f"{base.source['id']} cannot be tuned to write answers: {reason}. Choose another base model; docs/methods.md has the tables."
+            )
         announce(f"{base.source['id']} runs through PEFT's own forward pass, which is slower: {reason}.")
+    assert objective is not None, "check_supported refuses generation through PEFT's forward pass"
     adapters = [
         build_peft_module(
             base=base,
@@ -106,14 +122,14 @@ def _method(tune: TuneParams) -> MethodSettings:
     return MethodSettings(name=tune.method.kind, **tune.method.model_dump(exclude={"kind"}))
 
 
-def _start(base: BaseModel, verbalizers: Verbalizers, plan: Plan, examples: Sequence[Example]) -> torch.Tensor:
+def _start(base: BaseModel, verbalizers: Verbalizers | None, plan: Plan, examples: Sequence[Example]) -> torch.Tensor:
     """The embeddings [P, H] a trial starts from."""
     return initial_embeddings(
         base=base,
         num_virtual_tokens=plan.num_virtual_tokens,
         initialisation=_initialisation(plan.init, base),
         seed=plan.seed,
-        verbalizers=verbalizers.token_ids,
+        verbalizers=verbalizers.token_ids if verbalizers else (),
         corpus=[example.token_ids for example in examples],
     )
 

@@ -1,6 +1,7 @@
 """Which variants answer the test rows of a task: the tuned prompt, and the baselines that it has to beat.
 
 An encoder answers no hard prompt (`prompt.hard_prompts` is empty), so that it has no hard prompt, zero-shot and few-shot variant.
+A task with free-text targets has the tuned prompt, the hard prompt and an answer that needs no model.
 """
 
 from collections.abc import Mapping
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pipeline.params.task import TaskParams
 
-Baseline = Literal["hard_prompt", "zero_shot", "few_shot", "majority_class"]
-Variant = Literal["tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class"]
+Baseline = Literal["hard_prompt", "zero_shot", "few_shot", "majority_class", "commonest_target", "first_words"]
+Variant = Literal["tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class", "commonest_target", "first_words"]
 
 TUNED: Variant = "tuned"
 HARD_PROMPT: Baseline = "hard_prompt"
@@ -30,11 +31,15 @@ NAMES: Mapping[str, str] = {
     "zero_shot": "Zero-shot",
     "few_shot": "Few-shot",
     "majority_class": "Majority class",
+    "commonest_target": "Commonest target",
+    "first_words": "First words",
 }
 
 
 def task_variants(params: "TaskParams") -> tuple[Variant, ...]:
     """The variants that `params` ask for, in the order of VARIANTS; those in MAY_BE_SKIPPED may be absent from the predictions."""
+    if params.prompt.free_text:
+        return "tuned", "hard_prompt", params.prompt.generation_settings.baseline
     answers_hard_prompts = bool(params.prompt.hard_prompts)
     asked: dict[Variant, bool] = {
         "tuned": True,

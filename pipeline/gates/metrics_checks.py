@@ -5,6 +5,7 @@ from functools import partial
 
 from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_minimum, judged
 from pipeline.gates.estimates import Record, at, count_in, figure_in
+from pipeline.gates.text_checks import text_checks
 from pipeline.params import ChangeThreshold, DegeneracyThreshold, GateParams, Guard, ValueThreshold, gate_metrics
 
 PAIRED = "percentile bootstrap of the paired difference over test rows"
@@ -29,6 +30,8 @@ def _planned(gate: GateParams, labels: Sequence[str], metrics: Record) -> list[P
         name = f"{guard.metric} not below {guard.baseline}"
         rule = "PASS when low >= limit; FAIL when high < limit; the limit is the greatest loss that is allowed, below 0"
         planned.append(Planned(name, rule, -guard.maximum_loss, partial(_judge_guard, guard, metrics), "test rows, paired", PAIRED))
+    if not labels:
+        return [*planned, *text_checks(gate.degeneracy, metrics)]
     judge = partial(_judge_degeneracy, gate.degeneracy, labels, metrics)
     rule = "PASS when no label takes more than limit of the predictions and every label is predicted"
     planned.append(

@@ -29,6 +29,7 @@ from pipeline.params.data import (
     ValidateParams,
 )
 from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, TextGroups, intersection_name
+from pipeline.params.free_text import GenerationParams, RowMetric
 from pipeline.params.gate import (
     BehaviourThresholds,
     ChangeThreshold,
@@ -70,6 +71,7 @@ __all__ = [
     "ExternalTest",
     "FileSource",
     "GateParams",
+    "GenerationParams",
     "GroupThreshold",
     "Guard",
     "HubDatasetSource",
@@ -86,6 +88,7 @@ __all__ = [
     "ProfileParams",
     "PromotionParams",
     "PromptParams",
+    "RowMetric",
     "SliceParams",
     "SliceThreshold",
     "SplitParams",

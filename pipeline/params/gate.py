@@ -1,19 +1,25 @@
 """The section gate: the promotion rule."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params.behaviour import BehaviourParams
+from pipeline.params.free_text import TEXT_METRICS
 from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section
 from pipeline.variants import Baseline
 
 AVERAGES = tuple(f"{average}_{name}" for average in ("macro", "weighted") for name in ("f1", "precision", "recall"))
 
 
-def gate_metrics(labels: Iterable[str]) -> list[str]:
-    """The metrics a minimum can be set on (more is better): accuracy, the averages such as macro_f1, per_class.<label>.precision, .recall and .f1."""
+def gate_metrics(labels: Sequence[str]) -> list[str]:
+    """The metrics a minimum can be set on (more is better): accuracy, the averages such as macro_f1, per_class.<label>.precision, .recall and .f1.
+
+    Without labels those of free text: exact_match, token_f1, rouge_1, rouge_2, rouge_l, bleu and chrf.
+    """
+    if not labels:
+        return list(TEXT_METRICS)
     return ["accuracy", *AVERAGES, *(f"per_class.{label}.{name}" for label in labels for name in ("precision", "recall", "f1"))]
 
 
@@ -27,7 +33,7 @@ class ValueThreshold(Section):
 class ChangeThreshold(Section):
     """A limit on tuned minus baseline, on the same rows: the point value reaches `minimum_gain`, the interval excludes 0."""
 
-    metric: Literal["accuracy", "macro_f1"]
+    metric: str
     baseline: Baseline
     minimum_gain: Annotated[float, Field(ge=0.0)]
 
@@ -38,7 +44,7 @@ class Guard(Section):
     Judged by the lower end of the paired interval: a fall of more than that has to be ruled out.
     """
 
-    metric: Literal["accuracy", "macro_f1"]
+    metric: str
     baseline: Baseline
     maximum_loss: Fraction
 
@@ -191,9 +197,14 @@ class BehaviourThresholds(Section):
 
 
 class DegeneracyThreshold(Section):
-    """No label may take more than this share of the predictions, and each label must be predicted at least once."""
+    """No label may take more than this share of the predictions, and each label must be predicted at least once.
+
+    Of free text no single answer may take more than that, and at most `maximum_invalid_share` of the answers may be empty or cut
+    short at prompt.generation.maximum_new_tokens.
+    """
 
     maximum_prediction_share: OpenFraction
+    maximum_invalid_share: Fraction = 0.1
 
 
 class GateParams(Section):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.params.free_text import GenerationParams
 from pipeline.params.section import PositiveInt, Section
 
 
@@ -13,7 +14,7 @@ class PromptParams(Section):
     `template`: the text around the fields, behind the soft prompt. `verbalizers`: label -> the string that stands for it,
     including its leading space (`{}` for a task with free-text targets); with `length_normalisation` the score of one that is several
     tokens long is their mean log-probability. `hard_prompts`: candidate instructions; the best one on validation is the baseline. An
-    encoder can answer none: it has [].
+    encoder can answer none: it has []. `generation` says how free text is written (null for labels).
     """
 
     template: str
@@ -21,6 +22,7 @@ class PromptParams(Section):
     length_normalisation: bool
     hard_prompts: list[str]
     maximum_field_tokens: PositiveInt
+    generation: GenerationParams | None = None
 
     @field_validator("verbalizers")
     @classmethod
@@ -37,6 +39,16 @@ class PromptParams(Section):
     def labels(self) -> tuple[str, ...]:
         """The closed label set, in the order of the verbalizers."""
         return tuple(self.verbalizers)
+
+    @property
+    def free_text(self) -> bool:
+        """Whether the task answers in free text: it then has no verbalizers."""
+        return not self.verbalizers
+
+    @property
+    def generation_settings(self) -> GenerationParams:
+        """How answers are written, with the defaults where the task says nothing."""
+        return self.generation or GenerationParams()
 
 
 class PackageBaseModel(Section):

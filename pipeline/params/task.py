@@ -12,6 +12,7 @@ from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
 from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
+from pipeline.params.free_text import TEXT_METRICS, free_text_problems
 from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
 from pipeline.params.ingest import IngestParams
 from pipeline.params.promotion import PromotionParams
@@ -44,14 +45,10 @@ class TaskParams(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":
-        problems = [
-            *_answer_problems(self),
-            *_field_problems(self),
-            *_metric_problems(self),
-            *_baseline_problems(self),
-            *_group_problems(self),
-            *_behaviour_problems(self),
-        ]
+        answer = list(_answer_problems(self))
+        problems = [*answer, *_field_problems(self), *_group_problems(self), *_behaviour_problems(self)]
+        if not answer:  # else nothing says which metrics and baselines there are
+            problems += [*free_text_problems(self), *_metric_problems(self), *_baseline_problems(self)]
         if problems:
             summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
             raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
@@ -98,14 +95,20 @@ def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
 
 
 def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
-    """(dotted path, problem) of each limit against a baseline that the task does not have."""
+    """(dotted path, problem) of each limit on a metric, or against a baseline, that the task does not have."""
     scored = task_variants(params)
     others = " or ".join(name for name in scored if name != TUNED)
+    metrics = TEXT_METRICS if params.prompt.free_text else ("accuracy", "macro_f1")
     said = "prompt.hard_prompts is empty" if not params.prompt.hard_prompts else "score.few_shot_per_label is 0"
     for kind in ("change_thresholds", "guards"):
         thresholds: list[ChangeThreshold | Guard] = getattr(params.gate, kind)
         for index, threshold in enumerate(thresholds):
-            if threshold.baseline not in scored:
+            if threshold.metric not in metrics:
+                where = f"gate.{kind}.{index}.metric"
+                yield where, f"a difference in {threshold.metric!r} cannot be judged; choose one of {list(metrics)}"
+            if threshold.baseline not in scored and params.prompt.free_text:
+                yield f"gate.{kind}.{index}.baseline", f"this task has no {threshold.baseline}; use {others}"
+            elif threshold.baseline not in scored:
                 yield f"gate.{kind}.{index}.baseline", f"{said}, so there is no {threshold.baseline}; use {others}"
     if HARD_PROMPT in scored:
         return

@@ -38,7 +38,7 @@ def check_version(*, root: Path, task: str, version: int, seconds: float = SERVE
     """The answers of `task` version `version`, served by MLflow, to the first rows of the test split.
 
     Raises BundleError when what is stored is not what was registered, RegistryError when it does not answer within `seconds`, or answers
-    anything but label probabilities that sum to 1.
+    anything but label probabilities that sum to 1, or texts.
     """
     frame = read_parquet(Layout(root, task).path("test")).head(ROWS)
     texts = [name for name in frame.columns if all(isinstance(value, str) for value in frame[name])]
@@ -137,7 +137,11 @@ def _last_line(log: Any) -> str:
 
 
 def check_answer(where: str, answer: Mapping[str, Any]) -> None:
-    """Raise RegistryError unless `answer` has finite probabilities that sum to 1, and the likeliest label."""
+    """Raise RegistryError unless `answer` has finite probabilities that sum to 1, and the likeliest label; or is a written text."""
+    if set(answer) == {"answer"}:
+        if not isinstance(answer["answer"], str):
+            raise RegistryError(f"{where}: the answer is {answer['answer']!r}, expected a text. Do not promote it; tune again.")
+        return
     probabilities = {name.removeprefix("p."): float(value) for name, value in answer.items() if name.startswith("p.")}
     total = sum(probabilities.values())
     if (
@@ -168,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    sys.stdout.write(f"{len(answers)} rows answered: {[answer['label'] for answer in answers]}\n")
+    sys.stdout.write(f"{len(answers)} rows answered: {[answer.get('label', answer.get('answer')) for answer in answers]}\n")
     return 0
 
 

@@ -65,7 +65,35 @@ class TunedPromptModel:
         return frame
 
 
-def _load_pyfunc(path: str) -> TunedPromptModel:  # pyright: ignore[reportUnusedFunction]  # MLflow calls it by this name
+class TextPredictor(Protocol):
+    """What the engine loads from a bundle that answers in text."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names that the template takes."""
+        ...
+
+    def answer(self, rows: Sequence[Mapping[str, str]], *, batch_size: int = 64) -> list[str]:
+        """The written answer to each row."""
+        ...
+
+
+class TextPromptModel:
+    """What `mlflow.pyfunc.load_model` wraps for a task with free-text targets."""
+
+    def __init__(self, predictor: TextPredictor) -> None:
+        self._predictor = predictor
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> "pd.DataFrame":
+        """The written answer to each row, as the column `answer` on the index of the input; otherwise as TunedPromptModel.predict."""
+        import pandas as pd
+
+        rows, index = _rows(model_input, self._predictor.fields)
+        answers = self._predictor.answer(rows, batch_size=int((params or {}).get("batch_size", 64))) if rows else []
+        return pd.DataFrame({"answer": pd.Series(answers, index=index, dtype="str")})
+
+
+def _load_pyfunc(path: str) -> TunedPromptModel | TextPromptModel:  # pyright: ignore[reportUnusedFunction]  # MLflow calls it by this name
     """Verify the bundle at `path` and load it; raises BundleError when it is not what was registered."""
     bundle = Path(path)
     verify_bundle(bundle)
@@ -73,8 +101,10 @@ def _load_pyfunc(path: str) -> TunedPromptModel:  # pyright: ignore[reportUnused
     if (bundle.parents[1] / LIST_FILE).exists():
         verify_model_files(bundle.parents[1])
     verify_for_consumer(bundle)
-    from pipeline.engine.predicting import load_predictor
+    from pipeline.engine.predicting import is_text_bundle, load_predictor, load_text_predictor
 
+    if is_text_bundle(bundle):
+        return TextPromptModel(load_text_predictor(bundle, device="auto"))
     return TunedPromptModel(load_predictor(bundle, device="auto"))
 
 

@@ -287,15 +287,17 @@ def _signature(manifest: Mapping[str, Any]) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    for key in ("fields", "labels"):
+    written = manifest.get("kind") == "generation"
+    for key in ("fields",) if written else ("fields", "labels"):
         if not manifest.get(key):
             raise BundleError(
                 f"The manifest of the bundle names no {key}, so its version could have no signature. Rebuild it with `dvc repro`."
             )
+    answer = "answer" if written else "label"
     probabilities = [ColSpec(DataType.double, f"p.{label}") for label in manifest["labels"]]
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, field) for field in manifest["fields"]]),
-        outputs=Schema([ColSpec(DataType.string, "label"), *probabilities]),
+        outputs=Schema([ColSpec(DataType.string, answer), *probabilities]),
         params=ParamSchema([ParamSpec("batch_size", DataType.long, 64)]),
     )
 

@@ -23,6 +23,7 @@ from pipeline.reporting.formats import (
     Drift,
     DriftCheck,
     Estimate,
+    Evaluation,
     Fairness,
     Gate,
     Ingest,
@@ -44,9 +45,9 @@ VERDICT_MARKS: Mapping[str, str] = {"PASS": "✓", "FAIL": "✗"}
 METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
-@dataclass(frozen=True)
-class CardInputs:
-    """Everything that the card shows, read and typed. `manifest_sha256` identifies the bundle."""
+@dataclass(frozen=True, kw_only=True)
+class CommonInputs:
+    """What the cards of all tasks show, read and typed. `manifest_sha256` identifies the bundle."""
 
     title: str
     description: str
@@ -59,12 +60,18 @@ class CardInputs:
     drift: Drift
     manifest: Manifest
     manifest_sha256: str
-    train_log: TrainLog
     predictions: "pd.DataFrame"
+    gate: Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardInputs(CommonInputs):
+    """Everything that the card of a task with labels shows."""
+
+    train_log: TrainLog[Evaluation]
     score: Score
     metrics: Metrics
     fairness: Fairness
-    gate: Gate
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class MatrixCell:
 
 def render_card(inputs: CardInputs) -> str:
     """The whole page as HTML text, with line feeds only."""
-    return _environment().get_template("card.html.jinja").render(card_context(inputs))
+    return environment().get_template("card.html.jinja").render(card_context(inputs))
 
 
 def card_context(inputs: CardInputs) -> dict[str, Any]:
@@ -108,15 +115,10 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
     variants = {VARIANT_NAMES[name]: variant for name, variant in metrics.variants if variant is not None}
     tuned = metrics.variants.tuned
     return {
-        "card": inputs,
+        **common_context(inputs, metrics.task),
         "metrics": metrics,
-        "gate": inputs.gate,
-        "drift": inputs.drift,
         "fairness": inputs.fairness,
-        "manifest": inputs.manifest,
         "level": f"{metrics.confidence_level:.0%}",
-        "reasons": reasons(inputs.gate),
-        "passed": sum(check.verdict == "PASS" for check in inputs.gate.checks),
         "variants": variants,
         "comparisons": _comparisons(metrics),
         "variant_charts": [
@@ -126,10 +128,24 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         "curve": _curve(inputs),
         "window": smoothing_window(inputs.train_log.steps),
         "metric_name": METRIC_NAMES[inputs.manifest.training.metric],
+        "other_metric_name": METRIC_NAMES[_metrics_of_training(inputs)[1]],
         "attributes": [_attribute_view(name, record, inputs.gate.checks) for name, record in inputs.fairness.attributes.items()],
         "examples": (("Right", right), ("Wrong", wrong)),
+    }
+
+
+def common_context(inputs: CommonInputs, task: str) -> dict[str, Any]:
+    """What the parts that all cards have in common show."""
+    return {
+        "card": inputs,
+        "task": task,
+        "gate": inputs.gate,
+        "drift": inputs.drift,
+        "manifest": inputs.manifest,
+        "reasons": reasons(inputs.gate),
+        "passed": sum(check.verdict == "PASS" for check in inputs.gate.checks),
         "failed_expectations": [item for item in inputs.data.expectations if not item.success],
-        "data_docs": data_docs_link(inputs.data.data_docs, metrics.task),
+        "data_docs": data_docs_link(inputs.data.data_docs, task),
         "source": flatten(inputs.ingest.source, "source"),
         "lineage": lineage(inputs),
     }
@@ -208,7 +224,7 @@ def data_docs_link(path: str, task: str) -> str | None:
     return relative
 
 
-def lineage(inputs: CardInputs) -> list[tuple[str, list[tuple[str, str]]]]:
+def lineage(inputs: CommonInputs) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the tuned prompt was made from, as titled lists of (name, text)."""
     manifest = inputs.manifest
     prompt, base, training, code = manifest.soft_prompt, manifest.base_model, manifest.training, manifest.code
@@ -262,7 +278,8 @@ def lineage(inputs: CardInputs) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _environment() -> "jinja2.Environment":
+def environment() -> "jinja2.Environment":
+    """The templates of this folder, every value escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -297,7 +314,13 @@ def _variant_bar(label: str, record: VariantMetrics, key: str) -> Bar:
 
 def _curve(inputs: CardInputs) -> Curve | None:
     training = inputs.manifest.training
-    return training_curve(inputs.train_log.steps, inputs.train_log.evaluations, training.metric, training.best_step)
+    return training_curve(inputs.train_log.steps, inputs.train_log.evaluations, _metrics_of_training(inputs), training.best_step)
+
+
+def _metrics_of_training(inputs: CardInputs) -> tuple[str, str]:
+    """The metric that selected the step, and the other one that was measured."""
+    selected = inputs.manifest.training.metric
+    return selected, "macro_f1" if selected == "accuracy" else "accuracy"
 
 
 def _attribute_view(name: str, record: Attribute, checks: Sequence[Check]) -> AttributeView:

@@ -43,7 +43,7 @@ def choose_examples(predictions: "pd.DataFrame", labels: Sequence[str], count: i
     others = predictions[predictions["variant"] == "hard_prompt"]
     hard = dict(zip(others["row_id"].astype(str), others["prediction"].astype(str), strict=True))
     right = tuned["label"] == tuned["prediction"]
-    chosen = [_draw(tuned[mask], count, seed) for mask in (right, ~right)]
+    chosen = [draw(tuned[mask], count, seed) for mask in (right, ~right)]
     made = [[_example(row, labels, hard) for row in frame.to_dict("records")] for frame in chosen]
     return made[0], made[1]
 
@@ -74,7 +74,7 @@ def visible_pieces(text: str) -> list[Piece]:
     return pieces
 
 
-def _draw(rows: "pd.DataFrame", count: int, seed: int) -> "pd.DataFrame":
+def draw(rows: "pd.DataFrame", count: int, seed: int) -> "pd.DataFrame":
     """The first `count` rows by the hash of seed and row id: the order of the file does not matter."""
     ranks = [hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest() for row_id in rows["row_id"].astype(str)]
     return rows.assign(_rank=ranks).sort_values("_rank").head(count).drop(columns="_rank")

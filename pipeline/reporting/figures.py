@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.reporting.formats import Check, Estimate, Evaluation, Group, Step
+from pipeline.reporting.formats import Check, Estimate, Evaluated, Group, Step
 
 BarState = Literal["plain", "reference", "unlimited", "pass", "fail", "undecided", "insufficient"]
 
@@ -121,8 +121,11 @@ def group_bar(name: str, group: Group, check: Check | None) -> Bar:
     return Bar(name, note, group.accuracy, states.get(check.verdict, "undecided"), check.verdict, limit)
 
 
-def training_curve(steps: Sequence[Step], evaluations: Sequence[Evaluation], metric: str, best_step: int | None) -> Curve | None:
-    """Training loss (raw and smoothed) with the validation loss, above the validation metrics; None without any record."""
+def training_curve(steps: Sequence[Step], evaluations: Sequence[Evaluated], metrics: Sequence[str], best_step: int | None) -> Curve | None:
+    """Training loss (raw and smoothed) with the validation loss, above the validation metrics; None without any record.
+
+    The first of `metrics` (attributes of the evaluations) selected the step.
+    """
     xs = [record.step for record in (*steps, *evaluations)]
     if not xs:
         return None
@@ -130,8 +133,8 @@ def training_curve(steps: Sequence[Step], evaluations: Sequence[Evaluation], met
     right = float(max(*xs, 1))
     axis = [Tick(percent(tick / right), f"{tick:,.0f}") for tick in ticks]
     best = None if best_step is None or not 0 <= best_step <= right else percent(best_step / right)
-    panels = [_loss_panel(steps, evaluations, right, best_step), _metric_panel(evaluations, right, metric, best_step)]
-    return Curve([panel for panel in panels if panel], axis, best, _curve_text(steps, evaluations, metric, best_step))
+    panels = [_loss_panel(steps, evaluations, right, best_step), _metric_panel(evaluations, right, metrics, best_step)]
+    return Curve([panel for panel in panels if panel], axis, best, _curve_text(steps, evaluations, metrics[0], best_step))
 
 
 def smoothing_window(steps: Sequence[Step]) -> int:
@@ -139,7 +142,7 @@ def smoothing_window(steps: Sequence[Step]) -> int:
     return max(1, round(len(steps) / 20))
 
 
-def _loss_panel(steps: Sequence[Step], evaluations: Sequence[Evaluation], right: float, best_step: int | None) -> Panel | None:
+def _loss_panel(steps: Sequence[Step], evaluations: Sequence[Evaluated], right: float, best_step: int | None) -> Panel | None:
     values = [record.loss for record in (*steps, *evaluations)]
     if not values:
         return None
@@ -151,15 +154,15 @@ def _loss_panel(steps: Sequence[Step], evaluations: Sequence[Evaluation], right:
     return Panel("Loss", _axis(scale), paths, {"validation": dots})
 
 
-def _metric_panel(evaluations: Sequence[Evaluation], right: float, metric: str, best_step: int | None) -> Panel | None:
+def _metric_panel(evaluations: Sequence[Evaluated], right: float, metrics: Sequence[str], best_step: int | None) -> Panel | None:
     if not evaluations:
         return None
-    series = {name: [float(getattr(record, name)) for record in evaluations] for name in ("accuracy", "macro_f1")}
+    series = {name: [float(getattr(record, name)) for record in evaluations] for name in metrics}
     scale = nice_ticks(min(map(min, series.values())), max(map(max, series.values())), 4)
     paths: dict[str, str] = {}
     dots: dict[str, list[Dot]] = {}
     for name, values in series.items():
-        role = "selected" if name == metric else "other"
+        role = "selected" if name == metrics[0] else "other"
         paths[role] = _path([(float(record.step), value) for record, value in zip(evaluations, values, strict=True)], right, scale)
         dots[role] = [_dot(record, value, name, right, scale, best_step) for record, value in zip(evaluations, values, strict=True)]
     return Panel("Validation metrics", _axis(scale), paths, dots)
@@ -174,7 +177,7 @@ def _height(value: float, scale: Sequence[float]) -> float:
     return percent((value - scale[0]) / (scale[-1] - scale[0]))
 
 
-def _dot(record: Evaluation, value: float, name: str, right: float, scale: Sequence[float], best_step: int | None) -> Dot:
+def _dot(record: Evaluated, value: float, name: str, right: float, scale: Sequence[float], best_step: int | None) -> Dot:
     text = f"step {record.step:,}: validation {name.replace('_', ' ')} {value:.3f}"
     return Dot(percent(record.step / right), _height(value, scale), record.step == best_step, text)
 
@@ -185,7 +188,7 @@ def _path(points: Sequence[tuple[float, float]], right: float, scale: Sequence[f
     return "M" + "L".join(places) if places else ""
 
 
-def _curve_text(steps: Sequence[Step], evaluations: Sequence[Evaluation], metric: str, best_step: int | None) -> str:
+def _curve_text(steps: Sequence[Step], evaluations: Sequence[Evaluated], metric: str, best_step: int | None) -> str:
     sentences: list[str] = []
     if steps:
         smooth = trailing_mean([step.loss for step in steps], smoothing_window(steps))

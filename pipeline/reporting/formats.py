@@ -7,7 +7,7 @@ StageInputError that names the file and the dotted key, so that a card is never 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -316,16 +316,21 @@ class Step(Record):
     loss: float
 
 
-class Evaluation(Record):
-    """One evaluation of one trial on validation rows in the training log."""
+class Evaluated(Record):
+    """One evaluation of one trial on validation rows in the training log; its metrics depend on the kind of task."""
 
     trial: int
     step: int
-    accuracy: float
-    macro_f1: float
     loss: float
     rows: int
     best: bool
+
+
+class Evaluation(Evaluated):
+    """An evaluation by labels."""
+
+    accuracy: float
+    macro_f1: float
 
 
 class Problem(Record):
@@ -337,12 +342,15 @@ class Problem(Record):
     advice: str
 
 
+EvaluationT = TypeVar("EvaluationT", bound=Evaluated)
+
+
 @dataclass(frozen=True)
-class TrainLog:
+class TrainLog(Generic[EvaluationT]):
     """The exported trial's steps and evaluations, and the problems of all trials."""
 
     steps: Sequence[Step]
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[EvaluationT]
     problems: Sequence[Problem]
 
 
@@ -392,7 +400,7 @@ class Training(Record):
     steps: int
     best_step: int | None
     best_metric: float | None
-    metric: Literal["accuracy", "macro_f1"]
+    metric: Literal["accuracy", "macro_f1", "exact_match", "token_accuracy"]
     trial: int
     trials: list[TrialOutcome]
     configurations: dict[str, Spread]
@@ -448,10 +456,12 @@ def parse(model: type[RecordT], record: Mapping[str, Any], where: Path | str) ->
     )
 
 
-def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str, trial: int) -> TrainLog:
+def parse_train_log(
+    records: Sequence[Mapping[str, Any]], where: Path | str, trial: int, evaluation: type[EvaluationT]
+) -> TrainLog[EvaluationT]:
     """The steps and evaluations of `trial`, and all problems, of a training log; raises StageInputError naming the line."""
     steps: list[Step] = []
-    evaluations: list[Evaluation] = []
+    evaluations: list[EvaluationT] = []
     problems: list[Problem] = []
     for number, record in enumerate(records, 1):
         line = f"{where}, line {number}"
@@ -459,7 +469,7 @@ def parse_train_log(records: Sequence[Mapping[str, Any]], where: Path | str, tri
         if event == "step":
             steps.append(parse(Step, record, line))
         elif event == "evaluation":
-            evaluations.append(parse(Evaluation, record, line))
+            evaluations.append(parse(evaluation, record, line))
         elif event == "problem":
             problems.append(parse(Problem, record, line))
         elif event != "system":

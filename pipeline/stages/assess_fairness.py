@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.errors import StageInputError
 from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.written_rows import read_written
 from pipeline.fairness.disaggregated import assess
 from pipeline.fairness.groups import Attribute, make_attributes
 from pipeline.layout import Paths
@@ -22,10 +23,29 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     Raises StageInputError for inconsistent predictions, rows that are not those of `test`, and a column of very many values.
     """
     section = params.assess_fairness
+    if params.prompt.free_text:
+        return _assess_text(params=params, inputs=inputs, outputs=outputs)
     predictions = read_predictions(inputs.predictions, params.prompt.labels, variants=task_variants(params))
     attributes = make_attributes(section, predictions.texts, _columns(inputs.test, predictions, list(section.columns)))
     _check_sizes(attributes, inputs.test)
     report = {"task": outputs.fairness.parent.name, **assess(predictions, attributes, section)}
+    write_json(outputs.fairness, report)
+    return report
+
+
+def _assess_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """Of written answers no groups are assessed, which params.yaml is checked for: every parity here speaks of labels."""
+    section = params.assess_fairness
+    rows = read_written(inputs.predictions, task_variants(params))
+    report = {
+        "task": outputs.fairness.parent.name,
+        "n": len(rows.row_ids),
+        "confidence_level": section.confidence_level,
+        "minimum_denominator": section.minimum_denominator,
+        "comparisons": 0,
+        "method": "none: answers in free text have no labels to compare groups by",
+        "attributes": {},
+    }
     write_json(outputs.fairness, report)
     return report
 

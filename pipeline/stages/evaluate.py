@@ -8,6 +8,9 @@ from typing import Any
 from pipeline.evaluation.figures import flat_estimates
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.row_scores import ROW_METRICS, row_scores
+from pipeline.evaluation.text_metrics import evaluate_text
+from pipeline.evaluation.written_rows import WrittenRows, read_written
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
 from pipeline.records import replacing_folder, write_json
@@ -19,6 +22,8 @@ RELIABILITY_COLUMNS = ("variant", "confidence", "accuracy", "null_low", "null_hi
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write `metrics` and `plots` from `predictions`; returns the metrics. Raises StageInputError for inconsistent predictions."""
+    if params.prompt.free_text:
+        return _evaluate_text(params=params, inputs=inputs, outputs=outputs)
     predictions = read_predictions(inputs.predictions, params.prompt.labels, variants=task_variants(params))
     figures = evaluate(
         predictions,
@@ -34,6 +39,32 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         _write_csv(folder / "reliability.csv", RELIABILITY_COLUMNS, _reliability(report))
     write_json(outputs.metrics, report)
     return report
+
+
+def _evaluate_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """The same for written answers: instead of a confusion matrix, every row with its scores."""
+    settings = params.prompt.generation_settings
+    rows = read_written(inputs.predictions, task_variants(params))
+    figures = evaluate_text(
+        rows,
+        metric=settings.metric,
+        confidence_level=params.evaluate.confidence_level,
+        replicates=params.evaluate.bootstrap_replicates,
+        seed=params.evaluate.seed,
+    )
+    report = {"task": outputs.metrics.parent.name, **figures}
+    with replacing_folder(outputs.plots) as folder:
+        _write_csv(folder / "metrics_by_variant.csv", ("variant", "metric", "value", "low", "high", "n"), _figures(report))
+        _write_csv(folder / "row_scores.csv", ("variant", "row_id", *ROW_METRICS), _row_scores(rows))
+    write_json(outputs.metrics, report)
+    return report
+
+
+def _row_scores(rows: WrittenRows) -> Iterator[Sequence[Any]]:
+    for variant, written in rows.variants.items():
+        scores = row_scores(written.answers, rows.targets)
+        for row, row_id in enumerate(rows.row_ids):
+            yield variant, row_id, *(float(scores[metric][row]) for metric in ROW_METRICS)
 
 
 def _answers(predictions: Predictions) -> Iterator[Sequence[str]]:

@@ -1,5 +1,6 @@
 """Stage report: everything the run wrote -> the prompt card, one self-contained HTML page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.layout import Paths
@@ -11,6 +12,7 @@ from pipeline.reporting.examples import check_predictions
 from pipeline.reporting.formats import (
     Data,
     Drift,
+    Evaluation,
     Fairness,
     Gate,
     GateInputs,
@@ -27,21 +29,27 @@ from pipeline.reporting.formats import (
     parse,
     parse_train_log,
 )
+from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_columns
+from pipeline.reporting.text_formats import TextEvaluation, TextMetrics, TextScore
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write the card; returns its size in bytes and the decision it shows. Raises StageInputError naming a file and key."""
-    card = _read(params, inputs)
+    card = _read_text(params, inputs) if params.prompt.free_text else _read(params, inputs)
     check_gate(card.gate, inputs.gate)
     judged = GateInputs(
         metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness), drift_sha256=sha256_file(inputs.drift)
     )
     check_gate_inputs(card.gate, inputs.gate, judged)
-    check_hard_prompt(card.score, card.metrics, inputs.metrics)
-    check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
+    if isinstance(card, TextCardInputs):
+        check_metric_of_prompts(card.score, card.metrics.metric, inputs.score_report)
+    else:
+        check_hard_prompt(card.score, card.metrics, inputs.metrics)
+        check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
     check_predictions(card.predictions, card.metrics.n, inputs.predictions)
     # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.
-    page = render_card(card).encode("utf-8", errors="xmlcharrefreplace")
+    text = render_text_card(card) if isinstance(card, TextCardInputs) else render_card(card)
+    page = text.encode("utf-8", errors="xmlcharrefreplace")
     with replacing_file(outputs.card) as temporary:
         temporary.write_bytes(page)
     return {"bytes": len(page), "decision": card.gate.decision}
@@ -52,24 +60,41 @@ def _read(params: TaskParams, inputs: Paths) -> CardInputs:
     manifest = parse(Manifest, read_json(inputs.bundle / MANIFEST_FILE), inputs.bundle / MANIFEST_FILE)
     columns = ["row_id", "variant", "text", "label", "prediction", *(f"p.{label}" for label in metrics.labels)]
     return CardInputs(
-        title=params.report.title,
-        description=params.report.description,
-        template=params.prompt.template,
-        examples=params.report.examples,
-        seed=params.report.seed,
-        ingest=_typed(Ingest, inputs, "ingest_report"),
-        data=_typed(Data, inputs, "data_report"),
-        split=_typed(Split, inputs, "split_report"),
-        drift=_typed(Drift, inputs, "drift"),
-        manifest=manifest,
-        manifest_sha256=manifest_sha256(inputs.bundle),
-        train_log=parse_train_log(read_jsonl(inputs.train_log), inputs.train_log, manifest.training.trial),
-        predictions=read_parquet(inputs.predictions, columns),
+        **_common(params, inputs, manifest, columns),
+        train_log=parse_train_log(read_jsonl(inputs.train_log), inputs.train_log, manifest.training.trial, Evaluation),
         score=_typed(Score, inputs, "score_report"),
         metrics=metrics,
         fairness=_typed(Fairness, inputs, "fairness"),
-        gate=_typed(Gate, inputs, "gate"),
     )
+
+
+def _read_text(params: TaskParams, inputs: Paths) -> TextCardInputs:
+    manifest = parse(Manifest, read_json(inputs.bundle / MANIFEST_FILE), inputs.bundle / MANIFEST_FILE)
+    return TextCardInputs(
+        **_common(params, inputs, manifest, text_columns()),
+        train_log=parse_train_log(read_jsonl(inputs.train_log), inputs.train_log, manifest.training.trial, TextEvaluation),
+        score=_typed(TextScore, inputs, "score_report"),
+        metrics=_typed(TextMetrics, inputs, "metrics"),
+    )
+
+
+def _common(params: TaskParams, inputs: Paths, manifest: Manifest, columns: Sequence[str]) -> dict[str, Any]:
+    """What the cards of all tasks show."""
+    return {
+        "title": params.report.title,
+        "description": params.report.description,
+        "template": params.prompt.template,
+        "examples": params.report.examples,
+        "seed": params.report.seed,
+        "ingest": _typed(Ingest, inputs, "ingest_report"),
+        "data": _typed(Data, inputs, "data_report"),
+        "split": _typed(Split, inputs, "split_report"),
+        "drift": _typed(Drift, inputs, "drift"),
+        "manifest": manifest,
+        "manifest_sha256": manifest_sha256(inputs.bundle),
+        "predictions": read_parquet(inputs.predictions, list(columns)),
+        "gate": _typed(Gate, inputs, "gate"),
+    }
 
 
 def _typed(model: type[RecordT], inputs: Paths, name: str) -> RecordT:

@@ -2,6 +2,7 @@
 
 The baselines are the best of the task's hard prompts, its own template without a soft prompt (zero-shot) and behind worked examples
 (few-shot), and the majority class. An encoder answers no hard prompt: then there are the tuned prompt and the majority class.
+A task with free-text targets is scored by text_scoring.
 """
 
 import time
@@ -28,6 +29,7 @@ from pipeline.manifest import verify_bundle
 from pipeline.params import TaskParams
 from pipeline.progress import Progress
 from pipeline.records import read_json, read_parquet, write_json, write_parquet
+from pipeline.text_scoring import score_text
 from pipeline.variants import FEW_SHOT, HARD_PROMPT, MAJORITY_CLASS, TUNED, ZERO_SHOT, task_variants
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -45,6 +47,8 @@ class _Asked:
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Choose the best hard prompt on `validation`, if any, score `test` with every variant, write `predictions` and `score_report`."""
     verify_bundle(inputs.bundle)
+    if params.prompt.free_text:
+        return score_text(params=params, inputs=inputs, outputs=outputs)
     columns = ["row_id", "label", *params.ingest.columns.fields]
     test, train = read_parquet(inputs.test, columns), read_parquet(inputs.train, columns)
     base = task_base_model(params)

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from pipeline.engine.hardware import describe_hardware, gpu_usage
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.peft_adapter import save_peft_module
 from pipeline.engine.peft_learner import PeftLearner
+from pipeline.engine.predicting import GENERATION_FILE
 from pipeline.engine.ranking import values_sha256
 from pipeline.engine.shared_prefix import key_value_shape
 from pipeline.engine.soft_prompt import save_soft_prompt, state_sha256, tensor_sha256
-from pipeline.engine.template import Template, compile_verbalizers
+from pipeline.engine.template import Template, Verbalizers, compile_verbalizers
 from pipeline.engine.training import Record, TrainingResult, train
-from pipeline.errors import ParamsError, TemplateError
-from pipeline.examples import labelled_examples, task_base_model, task_template
+from pipeline.errors import TemplateError
+from pipeline.examples import labelled_examples, target_examples, task_base_model, task_template, writing_settings
 from pipeline.interruption import stop_requested
 from pipeline.layout import Paths
 from pipeline.lineage import code_identity, library_versions
@@ -38,17 +40,14 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`.
 
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
-    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end, and ParamsError for a task without labels.
+    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
     """
-    _check_labels(params)
     tune = params.tune
     base = task_base_model(params)
     template = task_template(params, base)
-    verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=params.prompt.verbalizers)
-    examples = labelled_examples(inputs.train, template, params)
-    validation = labelled_examples(inputs.validation, template, params, at_most=tune.validation_rows)
+    examples, validation, verbalizers = _examples(params, inputs, base, template)
     plans = trial_plans(tune)
-    check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans))
+    check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans), _room_to_write(params))
     learner = make_learner(params, base, template, verbalizers, plans, examples)
     initial = _initial_sha256(learner)
     key = _checkpoint_key(params, inputs, base)
@@ -88,19 +87,31 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     return manifest
 
 
-def _check_labels(params: TaskParams) -> None:
-    """Free-text targets are ingested, validated and split, but not tuned for yet: said before a model is loaded."""
-    if not params.prompt.labels:
-        raise ParamsError(
-            "prompt.verbalizers is empty, as it is for free-text targets (ingest.columns.target), and the stages from tune on serve labels only."
-            " Map ingest.columns.label and give a verbalizer for each label; `dvc repro split@<task>` is as far as this task goes."
+def _examples(
+    params: TaskParams, inputs: Paths, base: BaseModel, template: Template
+) -> tuple[Sequence[Example], Sequence[Example], Verbalizers | None]:
+    """Training and validation examples, and the verbalizers; a task with free-text targets has none."""
+    rows = params.tune.validation_rows
+    if params.prompt.free_text:
+        return (
+            target_examples(inputs.train, base, template, params),
+            target_examples(inputs.validation, base, template, params, at_most=rows),
+            None,
         )
+    verbalizers = compile_verbalizers(tokenizer=base.tokenizer, verbalizers=params.prompt.verbalizers)
+    validation = labelled_examples(inputs.validation, template, params, at_most=rows)
+    return labelled_examples(inputs.train, template, params), validation, verbalizers
 
 
-def check_context(base: BaseModel, template: Template, examples: Sequence[Example], num_virtual_tokens: int) -> None:
-    """Raise TemplateError when the longest example with its prefix does not fit the base model's context."""
+def _room_to_write(params: TaskParams) -> int:
+    """Tokens that an answer may take behind the longest prompt when the test split is decoded."""
+    return params.prompt.generation_settings.maximum_new_tokens if params.prompt.free_text else 0
+
+
+def check_context(base: BaseModel, template: Template, examples: Sequence[Example], num_virtual_tokens: int, answer: int = 0) -> None:
+    """Raise TemplateError when the longest example with its prefix, and an answer of so many tokens, does not fit the base model's context."""
     longest = max((len(example.token_ids) for example in examples), default=0)
-    needed = num_virtual_tokens + len(template.head) + longest
+    needed = num_virtual_tokens + len(template.head) + longest + answer
     if needed > base.context_length:
         raise TemplateError(
             f"The longest example needs {needed} tokens with its prefix, {base.source['id']} attends to {base.context_length}. "
@@ -136,7 +147,8 @@ def _show(progress: Progress, record: Record, trials: int, metrics: dict[int, st
         figures = [f"{who}loss {record['loss']:.3f}", metrics.get(record["trial"], ""), f"{record['examples_per_second']:.3g} examples/s"]
         progress.advance(units=int(record["trial"] == 0 or trials == 1), note=", ".join(filter(None, figures)))
     elif record["event"] == "evaluation":
-        metrics[record["trial"]] = f"validation accuracy {record['accuracy']:.3f}, macro F1 {record['macro_f1']:.3f}"
+        shown = {"accuracy": "accuracy", "macro_f1": "macro F1", "token_accuracy": "token accuracy", "exact_match": "exact match"}
+        metrics[record["trial"]] = "validation " + ", ".join(f"{said} {record[name]:.3f}" for name, said in shown.items() if name in record)
         progress.say(f"  step {record['step']}: {who}{metrics[record['trial']]}")
     else:
         progress.say(f"  step {record['step']}: {who}{record['kind']}. {record['advice']}")
@@ -148,6 +160,7 @@ def _lineage(params: TaskParams, inputs: Paths, task: str, base: BaseModel, resu
         "base_model": base.identity(),
         "task": task,
         "fields": list(params.ingest.columns.fields),
+        "kind": "generation" if params.prompt.free_text else "classification",
         "labels": list(params.prompt.labels),
         "training": {
             "method": tune.method.kind,
@@ -213,6 +226,8 @@ def _write_bundle(
         template = {"template": prompt.template, "maximum_field_tokens": prompt.maximum_field_tokens}
         write_json(folder / "template.json", {**template, "length_normalisation": prompt.length_normalisation})
         write_json(folder / "verbalizers.json", prompt.verbalizers)
+        if prompt.free_text:
+            write_json(folder / GENERATION_FILE, asdict(writing_settings(params)))
         return write_manifest(folder, {"soft_prompt": identity, **lineage})
 
 

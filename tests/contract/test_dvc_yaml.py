@@ -43,7 +43,9 @@ def _file(root: Path, module: str) -> str:
 
 
 def _package_data(modules: set[str]) -> set[str]:
-    return {"pipeline/reporting/card.css", "pipeline/reporting/card.html.jinja"} if "pipeline.reporting" in modules else set()
+    parts = ("curve", "data", "drift", "expectations", "gate", "head", "lineage", "macros", "trials", "verdict")
+    names = ["card.css", "card.html.jinja", "text_card.html.jinja", *(f"card_{part}.html.jinja" for part in parts)]
+    return {f"pipeline/reporting/{name}" for name in names} if "pipeline.reporting" in modules else set()
 
 
 def test_the_committed_file_is_what_the_code_renders(repo_root: Path):

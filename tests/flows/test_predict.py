@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.predict import as_json, check_destination, check_rows, label_rows, read_csv, rows_of_texts, write_csv
+from flows.predict import as_json, check_destination, check_rows, label_objects, label_rows, read_csv, rows_of_texts, write_csv
 from pipeline.errors import SourceError
 
 LABELS = ["no", "yes"]
@@ -72,7 +72,7 @@ def test_the_likeliest_label_and_all_probabilities_are_given() -> None:
         {"label": "yes", "p.no": "0.250000", "p.yes": "0.750000"},
         {"label": "no", "p.no": "0.900000", "p.yes": "0.100000"},
     ]
-    found = json.loads(as_json("t", 3, [{"text": "a", "id": "1"}, {"text": "b", "id": "2"}], ["text"], LABELS, PROBABILITIES))
+    found = json.loads(as_json("t", 3, label_objects([{"text": "a"}, {"text": "b"}], LABELS, PROBABILITIES)))
     assert (found["task"], found["version"]) == ("t", 3)
     assert found["predictions"][0] == {"text": "a", "label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}
 
@@ -96,3 +96,11 @@ def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
         check_destination(tmp_path)
     with pytest.raises(SourceError, match="its folder does not exist"):
         check_destination(tmp_path / "a" / "b.csv")
+
+
+def test_a_column_that_a_written_answer_would_overwrite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"already has the columns \['answer'\]"):
+        check_rows(tmp_path / "rows.csv", ["text", "answer"], [{"text": "a", "answer": "b"}], ["text"], [])
+    assert check_rows(tmp_path / "rows.csv", ["text", "label"], [{"text": "a", "label": "b"}], ["text"], []) == [
+        {"text": "a", "label": "b"}
+    ]

@@ -271,7 +271,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(repo_root: Path):
-    with pytest.raises(ParamsError, match=r"no task 'tweets'; it has: privacy_policy_qa, tweet_sentiment\. Add a section tasks\.tweets"):
+    with pytest.raises(
+        ParamsError, match=r"no task 'tweets'; it has: math_word_problems, privacy_policy_qa, tweet_sentiment\. Add a section tasks\.tweets"
+    ):
         load_task(repo_root / "params.yaml", "tweets")
 
 

@@ -16,7 +16,7 @@ T = "tasks/tweet_sentiment"
 
 def test_the_demo_task_loads_with_every_section(repo_root: Path, demo: dict[str, Any]):
     tasks = load(repo_root / "params.yaml")
-    assert sorted(tasks) == ["privacy_policy_qa", "tweet_sentiment"]
+    assert sorted(tasks) == ["math_word_problems", "privacy_policy_qa", "tweet_sentiment"]
     dumped = tasks["tweet_sentiment"].model_dump(by_alias=True)
     assert tuple(dumped) == SECTIONS
     compared = 0
@@ -71,8 +71,8 @@ def test_yes_and_no_are_labels_and_numbers_may_have_exponents(repo_root: Path, t
 
 def test_anchors_and_merge_keys_work(repo_root: Path, tmp_path: Path):
     text = (repo_root / "params.yaml").read_text(encoding="utf-8")
-    assert (text.count("  split:\n"), text.count("    split: {}\n")) == (1, 2)
-    text = text.replace("  split:\n", "  split: &shares\n").replace("    split: {}\n", "    split: {<<: *shares, test_share: 0.2}\n")
+    assert (text.count("\n  split:\n"), text.count("    split: {}\n")) == (1, 2)
+    text = text.replace("\n  split:\n", "\n  split: &shares\n").replace("    split: {}\n", "    split: {<<: *shares, test_share: 0.2}\n")
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     split = load_task(path, "tweet_sentiment").split

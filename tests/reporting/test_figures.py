@@ -73,7 +73,7 @@ def evaluation(step: int, accuracy: float) -> Evaluation:
 
 
 def test_curve_marks_the_best_step_where_it_lies():
-    curve = training_curve(steps(*[1.0] * 200), [evaluation(50, 0.4), evaluation(150, 0.6)], "accuracy", 150)
+    curve = training_curve(steps(*[1.0] * 200), [evaluation(50, 0.4), evaluation(150, 0.6)], ("accuracy", "macro_f1"), 150)
     assert curve is not None
     assert curve.best == 75.0
     loss, metrics = curve.panels
@@ -86,8 +86,8 @@ def test_curve_marks_the_best_step_where_it_lies():
 def test_selected_metric_decides_which_line_is_the_selected_one():
     evaluations = [evaluation(1, 0.4), evaluation(2, 0.8)]
     drawn = {}
-    for metric in ("accuracy", "macro_f1"):
-        curve = training_curve([], evaluations, metric, 2)
+    for metric, other in (("accuracy", "macro_f1"), ("macro_f1", "accuracy")):
+        curve = training_curve([], evaluations, (metric, other), 2)
         assert curve is not None
         drawn[metric] = {role: [dot.bottom for dot in dots] for role, dots in curve.panels[1].dots.items()}
         assert ("0.800" if metric == "accuracy" else "0.400") in curve.alt
@@ -98,7 +98,7 @@ def test_selected_metric_decides_which_line_is_the_selected_one():
     ("losses", "evaluated"), [((), ()), ((0.7,), ()), ((), (1,)), ((0.7, 0.7, 0.7), ()), ((1e-7, 1e6), (2,)), ((0.0,), (1,))]
 )
 def test_curves_of_short_and_flat_logs(losses: tuple[float, ...], evaluated: tuple[int, ...]):
-    curve = training_curve(steps(*losses), [evaluation(step, 0.5) for step in evaluated], "accuracy", None)
+    curve = training_curve(steps(*losses), [evaluation(step, 0.5) for step in evaluated], ("accuracy", "macro_f1"), None)
     if not losses and not evaluated:
         assert curve is None
         return

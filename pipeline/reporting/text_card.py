@@ -1,0 +1,127 @@
+"""The prompt card of a task with free-text targets: decoded answers in place of confusion matrix, labels and groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StageInputError
+from pipeline.evaluation.row_scores import row_scores
+from pipeline.reporting.card import CommonInputs, common_context, environment
+from pipeline.reporting.examples import Piece, draw, visible_pieces
+from pipeline.reporting.figures import Bar, smoothing_window, training_curve
+from pipeline.reporting.formats import Estimate, TrainLog
+from pipeline.reporting.text_formats import TextEvaluation, TextMetrics, TextScore
+from pipeline.variants import NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC_NAMES = {
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "perplexity": "perplexity of the reference",
+    "invalid_output_rate": "invalid answers",
+    "length_ratio": "length ratio",
+    "repetition": "repetition",
+}
+TRAINING_METRICS = {"token_accuracy": "token accuracy", "exact_match": "exact match"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCardInputs(CommonInputs):
+    """Everything that the card of a task with free-text targets shows."""
+
+    train_log: TrainLog[TextEvaluation]
+    score: TextScore
+    metrics: TextMetrics
+
+
+@dataclass(frozen=True)
+class WrittenExample:
+    """One test row with its reference and what each variant answered; `score` is the tuned prompt's, by the task's metric."""
+
+    pieces: list[Piece]
+    target: list[Piece]
+    answers: list[tuple[str, list[Piece]]]
+    score: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A hard prompt and how it did on validation rows."""
+
+    template: str
+    score: float
+    rows: int
+
+
+def render_text_card(inputs: TextCardInputs) -> str:
+    """The whole page as HTML text, with line feeds only."""
+    return environment().get_template("text_card.html.jinja").render(text_card_context(inputs))
+
+
+def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
+    """What the template shows, by name. Nothing in it is markup: the template escapes every value."""
+    metrics, training = inputs.metrics, inputs.manifest.training
+    variants = {NAMES.get(name, name): variant for name, variant in metrics.variants.items()}
+    other = "exact_match" if training.metric == "token_accuracy" else "token_accuracy"
+    curve = training_curve(inputs.train_log.steps, inputs.train_log.evaluations, (training.metric, other), training.best_step)
+    return {
+        **common_context(inputs, metrics.task),
+        "metrics": metrics,
+        "level": f"{metrics.confidence_level:.0%}",
+        "row_metric_name": METRIC_NAMES[metrics.metric],
+        "metric_names": METRIC_NAMES,
+        "variants": variants,
+        "gain": metrics.comparisons["tuned_minus_hard_prompt"],
+        "comparisons": [(name.removeprefix("tuned_minus_").replace("_", " "), found) for name, found in metrics.comparisons.items()],
+        "variant_bars": [_bar(name, getattr(variant, metrics.metric)) for name, variant in variants.items()],
+        "curve": curve,
+        "window": smoothing_window(inputs.train_log.steps),
+        "metric_name": TRAINING_METRICS[training.metric],
+        "other_metric_name": TRAINING_METRICS[other],
+        "examples": written_examples(inputs.predictions, metrics.metric, inputs.examples, inputs.seed),
+        "hard_prompts": [Candidate(item["template"], float(item[metrics.metric]), int(item["rows"])) for item in inputs.score.hard_prompts],
+    }
+
+
+def written_examples(predictions: "pd.DataFrame", metric: str, count: int, seed: int) -> list[WrittenExample]:
+    """Twice `count` rows in an order that depends on seed and row ids only, then sorted by the tuned prompt's score, the best first."""
+    drawn = draw(predictions[predictions["variant"] == "tuned"], 2 * count, seed)
+    scores = row_scores(drawn["prediction"].tolist(), drawn["target"].tolist())[metric]
+    answers = {(str(row["row_id"]), str(row["variant"])): str(row["prediction"]) for row in predictions.to_dict("records")}
+    present = [name for name in NAMES if name in set(predictions["variant"])]
+    made = [
+        WrittenExample(
+            visible_pieces(str(row["text"])),
+            visible_pieces(str(row["target"])),
+            [(NAMES[name], visible_pieces(answers[str(row["row_id"]), name])) for name in present],
+            float(score),
+        )
+        for row, score in zip(drawn.to_dict("records"), scores, strict=True)
+    ]
+    return sorted(made, key=lambda example: -example.score)
+
+
+def check_metric_of_prompts(score: TextScore, metric: str, where: Path) -> None:
+    """Raise StageInputError when a candidate hard prompt lacks its figure."""
+    for number, item in enumerate(score.hard_prompts, 1):
+        if not isinstance(item.get(metric), float) or not isinstance(item.get("template"), str) or not isinstance(item.get("rows"), int):
+            raise StageInputError(
+                f"{where}: candidate {number} of hard_prompts is {item!r:.120}, expected template, {metric} and rows. Run `dvc repro`."
+            )
+
+
+def text_columns() -> Sequence[str]:
+    """The columns of the predictions that the card reads."""
+    return ("row_id", "variant", "text", "target", "prediction")
+
+
+def _bar(name: str, estimate: Estimate) -> Bar:
+    return Bar(name, "", estimate, "plain" if name == NAMES["tuned"] else "reference", "")

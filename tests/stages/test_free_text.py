@@ -156,7 +156,7 @@ def check_bundle(layout: Layout, predictions: pd.DataFrame, test: pd.DataFrame) 
             "gate",
             {"change_thresholds": [{"metric": "bleu", "baseline": "majority_class", "minimum_gain": 0.1}]},
             "gate.change_thresholds.0.baseline",
-            "this task has no majority_class; use commonest_target",
+            "this task has no majority_class; use hard_prompt or commonest_target",
         ),
         ("tune", {"method": {"kind": "lora"}}, "ingest.columns.target", "PEFT's forward pass is used for ranking labels only"),
     ],

@@ -29,7 +29,12 @@ _CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 # MLflow 3.17 warns about a type hint of its own classes, and declares its tables in a way that SQLAlchemy 2.1 deprecates.
-_CHATTY_WARNINGS = (".*Any type hint is inferred as AnyType", "The ``noload`` loader strategy is deprecated")
+# Where Prefect's server is in the same process, MLflow maps its tables too, and Prefect 3.8 has column types of a form that is deprecated.
+_CHATTY_WARNINGS = (
+    ".*Any type hint is inferred as AnyType",
+    "The ``noload`` loader strategy is deprecated",
+    "Type object .* does not refer to an OperatorClass",
+)
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ def _load_pyfunc(path: str) -> TunedPromptModel | TextPromptModel:  # pyright: i
     """Verify the bundle at `path` and load it; raises BundleError when it is not what was registered."""
     bundle = Path(path)
     verify_bundle(bundle)
-    _check_registered(bundle)
     if (bundle.parents[1] / LIST_FILE).exists():
-        verify_model_files(bundle.parents[1])
+        verify_model_files(bundle.parents[1])  # first, so that a hash altered in MLmodel is told as that file's fault
+    _check_registered(bundle)
     verify_for_consumer(bundle)
     from pipeline.engine.predicting import is_text_bundle, load_predictor, load_text_predictor
 

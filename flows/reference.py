@@ -1,36 +1,35 @@
-"""Whether the reference of the drift checks is still the champion. DVC cannot see that another version became champion."""
+"""Whether what the registry said is still so. DVC sees neither that another version became champion nor that one was registered."""
 
 from pathlib import Path
+from typing import Any
 
 from flows.terminal import say
 from flows.workspace import LOCK_FILE, changed_stages
-from pipeline.data.profiles import REFERENCE_FILE
 from pipeline.errors import RegistryUnreachable, StageInputError
-from pipeline.layout import PARAMS_FILE, Layout
-from pipeline.params import load_task
+from pipeline.layout import Layout
 from pipeline.records import read_json
-from pipeline.registry.reference import champion_version
-from pipeline.registry.registry import CHAMPION
+from pipeline.registry.reference import CHAMPION_FILE, champion_version, registered_attempts
 from pipeline.registry.tracking import lock_entries, stage_key
 
 STAGE = "reference"
 
 
 def reference_is_stale(root: Path, task: str, *, forced: bool = False) -> bool:
-    """Whether the stage `reference` must run again although DVC would not: it holds another version than the champion.
+    """Whether the stage `reference` must run again although DVC would not: there is another champion, or there were more attempts.
 
     Not while the champion was made from the outputs as they are now: it was compared with its predecessor, and comparing it with
-    itself would make a new version of the same prompt, which would become champion, and so on. With `forced` another stage will run although DVC sees no change, so the outputs will be others.
+    itself would make a new version of the same prompt, which would become champion, and so on. Nor for the attempts alone, of which
+    each run makes one. With `forced` another stage will run although DVC sees no change, so the outputs will be others.
     """
-    if load_task(root / PARAMS_FILE, task).reference.against != CHAMPION:
-        return False
     try:
         number, key = champion_version(root=root, task=task) or (None, None)
     except RegistryUnreachable as error:
         say(f"{error} The reference of the last run is kept.")
         return False
-    if number == _recorded_version(root, task):
-        return False
+    layout = Layout(root, task)
+    if number == _record(layout.path("champion") / CHAMPION_FILE).get("version"):
+        recorded = _record(layout.path("attempts"))
+        return (forced or bool(changed_stages(root, task))) and _more_attempts(root, task, recorded)
     return (
         forced
         or key is None
@@ -39,8 +38,14 @@ def reference_is_stale(root: Path, task: str, *, forced: bool = False) -> bool:
     )
 
 
-def _recorded_version(root: Path, task: str) -> int | None:
+def _more_attempts(root: Path, task: str, recorded: dict[str, Any]) -> bool:
+    """Whether versions were registered since; another test split makes DVC run the stage by itself."""
+    champion, test_sha256 = recorded.get("champion"), recorded.get("test_sha256")
+    return bool(recorded) and registered_attempts(root=root, task=task, champion=champion, test_sha256=str(test_sha256)) != recorded
+
+
+def _record(path: Path) -> dict[str, Any]:
     try:
-        return read_json(Layout(root, task).path(STAGE) / REFERENCE_FILE).get("version")
+        return read_json(path)
     except StageInputError:
-        return None  # absent or broken: DVC notices, and runs the stage
+        return {}  # absent or broken: DVC notices, and runs the stage

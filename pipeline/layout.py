@@ -34,11 +34,16 @@ FILES: Mapping[str, str] = {
     "data_profile": "reports/{task}/data_profile.json",
     "profile_arrays": "data/profiles/{task}.safetensors",
     "reference": "data/reference/{task}/",
+    "champion": "data/champion/{task}/",
+    "attempts": "reports/{task}/attempts.json",
     "drift": "reports/{task}/drift.json",
     "bundle": "prompts/{task}/",
     "train_log": "reports/{task}/train_log.jsonl",
     "predictions": "data/predictions/{task}.parquet",
     "score_report": "reports/{task}/score.json",
+    "champion_predictions": "data/predictions/{task}_champion.parquet",
+    "champion_report": "reports/{task}/champion.json",
+    "comparison": "reports/{task}/comparison.json",
     "metrics": "reports/{task}/metrics.json",
     "plots": "reports/{task}/plots/",
     "fairness": "reports/{task}/fairness.json",
@@ -74,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("split", ("split", "prompt"), ("accepted",), ("train", "validation", "test", "set_aside", "split_report", "leakage")),
     Stage("profile", ("profile", "base_model", "assess_fairness"), ("train",), ("data_profile", "profile_arrays")),
-    Stage("reference", ("reference",), (), ("reference",)),
+    Stage("reference", ("reference",), ("split_report",), ("reference", "champion", "attempts")),
     Stage("drift", ("drift",), ("data_profile", "profile_arrays", "reference"), ("drift",)),
     Stage("tune", ("tune", "prompt", "base_model"), ("train", "validation"), ("bundle", "train_log")),
     Stage(
@@ -84,6 +89,18 @@ STAGES: tuple[Stage, ...] = (
         ("predictions", "score_report"),
     ),
     Stage("evaluate", ("evaluate", "prompt", "score"), ("predictions",), ("metrics", "plots")),
+    Stage(
+        "score_champion",
+        ("score", "prompt", "base_model"),
+        ("champion", "test"),
+        ("champion_predictions", "champion_report"),
+    ),
+    Stage(
+        "compare",
+        ("compare", "evaluate", "prompt"),
+        ("bundle", "predictions", "champion_predictions", "champion_report", "attempts"),
+        ("comparison",),
+    ),
     Stage("assess_fairness", ("assess_fairness", "prompt", "score"), ("predictions", "test"), ("fairness",)),
     Stage(
         "probe",
@@ -98,7 +115,10 @@ STAGES: tuple[Stage, ...] = (
         ("behaviour",),
     ),
     Stage(
-        "gate", ("gate", "prompt", "assess_fairness"), ("metrics", "fairness", "score_report", "drift", "leakage", "behaviour"), ("gate",)
+        "gate",
+        ("gate", "prompt", "assess_fairness", "compare"),
+        ("metrics", "comparison", "fairness", "score_report", "drift", "leakage", "behaviour"),
+        ("gate",),
     ),
     Stage(
         "report",

@@ -16,10 +16,13 @@ from pipeline.variants import MAJORITY_CLASS, MAY_BE_SKIPPED, TUNED, VARIANTS
 if TYPE_CHECKING:
     import pandas as pd
 
+CHAMPION_VARIANT = "champion"
+
 SUM_TOLERANCE = 1e-3
 # Probabilities are stored after rounding; two labels that tie within it are both argmax.
 _TIE_TOLERANCE = 1e-6
 _AGAIN = "Run the stage `score` again."
+_CHAMPION_AGAIN = "Run the stage `score_champion` again."
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def scored_frame(
             "variant": variant,
             "text": ["\n".join(values) for values in zip(*(rows[name] for name in fields), strict=True)],
             "label": rows["label"],
-            "prediction": [labels[index] for index in probabilities.argmax(axis=1)],
+            "prediction": [labels[index] for index in probabilities.argmax(axis=1)] if len(rows) else [],
             **{f"p.{label}": probabilities[:, index].astype(float) for index, label in enumerate(labels)},
         }
     )
@@ -93,6 +96,23 @@ def read_predictions(path: Path, labels: Sequence[str], *, variants: Sequence[st
         actual=_label_indices(path, tuned, "label", labels, TUNED),
         variants={name: _scored(path, rows, labels, name) for name, rows in by_variant.items()},
     )
+
+
+def read_champion_predictions(path: Path, predictions: Predictions) -> Scored | None:
+    """What the champion answers to the rows of `predictions`, in their order; None when the file has no rows, for want of a champion.
+
+    Raises StageInputError as `read_predictions` does, also when the rows, their texts or labels are not those of `predictions`.
+    """
+    labels = predictions.labels
+    frame = read_parquet(path, ["row_id", "variant", "text", "label", "prediction", *(f"p.{label}" for label in labels)])
+    if frame.empty:
+        return None
+    rows = _rows_of(path, frame, CHAMPION_VARIANT)
+    if [str(value) for value in rows["row_id"]] != predictions.row_ids or [str(value) for value in rows["text"]] != predictions.texts:
+        raise StageInputError(f"{path} holds other rows than the {len(predictions.row_ids)} that the candidate answered. {_CHAMPION_AGAIN}")
+    if not np.array_equal(_label_indices(path, rows, "label", labels, CHAMPION_VARIANT), predictions.actual):
+        raise StageInputError(f"{path} has other labels than the rows that the candidate answered. {_CHAMPION_AGAIN}")
+    return _scored(path, rows, labels, CHAMPION_VARIANT)
 
 
 def _rows_of(path: Path, frame: "pd.DataFrame", variant: str) -> "pd.DataFrame":

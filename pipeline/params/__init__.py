@@ -28,7 +28,7 @@ from pipeline.params.data import (
     SplitParams,
     ValidateParams,
 )
-from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, TextGroups, intersection_name
+from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, CompareParams, TextGroups, intersection_name
 from pipeline.params.free_text import GenerationParams, RowMetric
 from pipeline.params.gate import (
     BehaviourThresholds,
@@ -61,6 +61,7 @@ __all__ = [
     "ChangeThreshold",
     "ColumnGroups",
     "Columns",
+    "CompareParams",
     "CostParams",
     "DegeneracyThreshold",
     "DifferenceThreshold",

@@ -1,11 +1,11 @@
-"""The sections score, evaluate, assess_fairness and report."""
+"""The sections score, evaluate, compare, assess_fairness and report."""
 
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.params.section import OpenFraction, PositiveInt, Section, Seed
+from pipeline.params.section import Fraction, OpenFraction, PositiveInt, Section, Seed
 
 
 class ScoreParams(Section):
@@ -27,6 +27,22 @@ class EvaluateParams(Section):
     bootstrap_replicates: Annotated[int, Field(ge=200)]
     confidence_level: OpenFraction
     seed: Seed
+
+
+class CompareParams(Section):
+    """The candidate against the champion on the same test rows.
+
+    `superior`: it must be better beyond chance, at `significance` over all attempts; `non_inferior`: not worse than by `margin`.
+    `first_version`: without a champion the other checks decide (`thresholds`), or a person does (`ask`). `examples`: rows shown for
+    each side that one alone has right.
+    """
+
+    metric: Literal["accuracy", "macro_f1"]
+    mode: Literal["superior", "non_inferior"]
+    margin: Fraction
+    significance: Annotated[float, Field(gt=0.0, lt=0.5)]
+    first_version: Literal["thresholds", "ask"]
+    examples: Annotated[int, Field(ge=0)]
 
 
 UNKNOWN_GROUP = "unknown"

@@ -11,7 +11,7 @@ from pipeline.errors import ParamsError
 from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
 from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
-from pipeline.params.evaluation import AssessFairnessParams, EvaluateParams, ReportParams, ScoreParams
+from pipeline.params.evaluation import AssessFairnessParams, CompareParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.free_text import TEXT_METRICS, free_text_problems
 from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
 from pipeline.params.ingest import IngestParams
@@ -37,6 +37,7 @@ class TaskParams(Section):
     tune: TuneParams
     score: ScoreParams
     evaluate: EvaluateParams
+    compare: CompareParams
     assess_fairness: AssessFairnessParams
     behaviour: BehaviourParams
     gate: GateParams

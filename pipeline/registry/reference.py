@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.profiles import ARRAYS_FILE, RECORD_FILE, read_profile, write_reference
 from pipeline.errors import RegistryError, StageInputError
 from pipeline.layout import FILES
-from pipeline.records import sha256_file
+from pipeline.manifest import manifest_sha256
+from pipeline.records import sha256_file, write_json
 from pipeline.registry.connection import Connection, connect, explained, has_store, quiet
-from pipeline.registry.registry import CHAMPION, aliases_of, find_version
+from pipeline.registry.registry import CHAMPION, aliases_of, download_bundle, find_version, list_versions
 from pipeline.registry.tracking import DATA_PROFILE_SHA256, PROFILE_FOLDER, STAGE_KEY
+
+CHAMPION_FILE, BUNDLE_FOLDER = "champion.json", "bundle"
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -41,6 +44,40 @@ def fetch_reference(*, root: Path, task: str, against: str | int, destination: P
             reason = f"version {number} was recorded without a data profile"
             return write_reference(destination, asked=against, version=None, reason=reason)
     return write_reference(destination, asked=against, version=number, reason=None)
+
+
+def fetch_champion(*, root: Path, task: str, destination: Path) -> dict[str, Any]:
+    """Write the champion's verified bundle, and a record of it, to the folder `destination`; returns {version, manifest_sha256, reason}.
+
+    Without a champion the record says so (`version` null and the `reason`) and there is no bundle. Raises RegistryError, and BundleError
+    when the stored files are not those that were registered.
+    """
+    found = champion_version(root=root, task=task)
+    record: dict[str, Any] = {"version": None, "manifest_sha256": None, "reason": "no champion yet"}
+    if found is not None:
+        bundle = download_bundle(root=root, task=task, version=found[0], destination=destination / BUNDLE_FOLDER)
+        record = {"version": found[0], "manifest_sha256": manifest_sha256(bundle), "reason": None}
+    write_json(destination / CHAMPION_FILE, record)
+    return record
+
+
+def registered_attempts(*, root: Path, task: str, champion: int | None, test_sha256: str) -> dict[str, Any]:
+    """The distinct bundles registered after the version `champion` that were measured on the test split of this sha256.
+
+    Returns {task, champion, test_sha256, registered: list of {version, manifest_sha256}, by version}; a bundle that was registered twice
+    is listed with its first version, the champion's own not at all. Without a champion nothing was tried against one.
+    """
+    record: dict[str, Any] = {"task": task, "champion": champion, "test_sha256": test_sha256, "registered": []}
+    if champion is None:
+        return record
+    versions = sorted(list_versions(root=root, task=task), key=lambda version: int(version["version"]))
+    seen = {version["manifest_sha256"] for version in versions if version["version"] == champion}
+    for version in versions:
+        sha256 = version["manifest_sha256"]
+        if version["version"] > champion and version["data"].get("test_sha256") == test_sha256 and sha256 not in seen:
+            seen.add(sha256)
+            record["registered"].append({"version": version["version"], "manifest_sha256": sha256})
+    return record
 
 
 def champion_version(*, root: Path, task: str) -> tuple[int, str | None] | None:

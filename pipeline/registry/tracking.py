@@ -52,6 +52,7 @@ _FILES = (
     "train_log",
     "score_report",
     "metrics",
+    "comparison",
     "fairness",
     "probe_report",
     "behaviour",
@@ -210,6 +211,17 @@ def metric_figures(metrics: Mapping[str, Any], fairness: Mapping[str, Any]) -> d
     return {_shortened_key(name): value for name, value in figures.items()}
 
 
+def comparison_figures(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of comparison.json below `champion/`, with the attempts and the level; none where nothing was compared."""
+    if not comparison["comparable"]:
+        return {}
+    figures = {f"champion/{name}": float(comparison[name]) for name in ("attempts", "level", "p_value") if comparison[name] is not None}
+    metric = segment(comparison["asked"]["metric"])
+    _add_estimate(figures, f"champion/{metric}", comparison["metrics"]["champion"])
+    _add_estimate(figures, f"tuned_minus_champion/{metric}", comparison["difference"])
+    return figures | {f"champion/{name}": float(comparison["paired"][name]) for name in ("candidate_only", "champion_only")}
+
+
 def drift_figures(drift: Mapping[str, Any]) -> dict[str, float]:
     """The figures of drift.json as `drift/<check>`, `..._low`, `..._high` and `..._p`, and `drift/failed`, the number of failed checks."""
     figures = {"drift/failed": float(sum(check["verdict"] == "FAIL" for check in drift["checks"]))}
@@ -256,6 +268,7 @@ def read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, out
             raise StageInputError(f"{path} does not exist. {_AGAIN}")
     try:
         figures = metric_figures(metrics, fairness) | drift_figures(read_json(layout.path("drift")))
+        figures |= comparison_figures(read_json(layout.path("comparison")))
         curve = training_curve(read_jsonl(layout.path("train_log")))
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:

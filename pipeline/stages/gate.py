@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.errors import StageInputError
 from pipeline.gates.behaviour_checks import behaviour_checks
+from pipeline.gates.comparison_checks import comparison_checks
 from pipeline.gates.cost_checks import cost_checks
 from pipeline.gates.data_checks import drift_checks, leakage_checks
 from pipeline.gates.decision import decide
@@ -17,6 +18,7 @@ from pipeline.records import read_json, sha256_file, write_json
 
 HASHED = (
     "metrics",
+    "comparison",
     "fairness",
     "leakage",
     "drift",
@@ -37,6 +39,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     checks += fairness_checks(params.gate, params.assess_fairness, params.prompt.labels, fairness)
     checks += slice_checks(params.gate, params.prompt.labels, metrics, fairness)
     checks += cost_checks(params.gate, read_json(inputs.score_report), metrics)
+    checks += comparison_checks(params.compare, _read(inputs.comparison, task), metrics)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     checks += behaviour_checks(params.gate.behaviour, _read(inputs.behaviour, task))
     decision, reasons = decide(checks)

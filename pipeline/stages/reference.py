@@ -1,4 +1,4 @@
-"""Stage reference: the data profile of the champion, or of a chosen version, from the registry.
+"""Stage reference: what the registry knows that this run is compared with: a version's data profile, the champion, earlier attempts.
 
 Like ingest this stage reads from outside, and DVC cannot see that the champion has changed: the flow runs it again when it has.
 """
@@ -7,13 +7,19 @@ from typing import Any
 
 from pipeline.layout import Paths, find_root
 from pipeline.params import TaskParams
-from pipeline.records import replacing_folder
-from pipeline.registry.reference import fetch_reference
+from pipeline.records import read_json, replacing_folder, write_json
+from pipeline.registry.reference import fetch_champion, fetch_reference, registered_attempts
 
 
-def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:  # noqa: ARG001 - the registry is its input
-    """Write `reference`: a profile, or a record that says why there is none. Raises RegistryError, StageInputError."""
+def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
+    """Write `reference` (a profile, or why there is none), `champion` (its bundle, or why there is none) and `attempts`.
+
+    Raises RegistryError, BundleError when the champion's stored files are not the registered ones, StageInputError.
+    """
+    root, task = find_root(outputs.reference.parent), outputs.reference.name
+    test_sha256 = str(read_json(inputs.split_report)["splits"]["test"]["sha256"])
+    with replacing_folder(outputs.champion) as folder:
+        champion = fetch_champion(root=root, task=task, destination=folder)
+    write_json(outputs.attempts, registered_attempts(root=root, task=task, champion=champion["version"], test_sha256=test_sha256))
     with replacing_folder(outputs.reference) as folder:
-        return fetch_reference(
-            root=find_root(outputs.reference.parent), task=outputs.reference.name, against=params.reference.against, destination=folder
-        )
+        return fetch_reference(root=root, task=task, against=params.reference.against, destination=folder)

@@ -117,7 +117,9 @@ def prepare(root: Path, bundle: Path, decision: str, champion: int | None = None
         for source, target in (("data_profile", RECORD_FILE), ("profile_arrays", ARRAYS_FILE)):
             shutil.copy(layout.path(source), layout.path("reference") / target)
         write_reference(layout.path("reference"), asked="champion", version=champion, reason=None)
-    for name in ("quarantined", "set_aside", "predictions"):
+        write_json(layout.path("champion") / "champion.json", {"version": champion, "manifest_sha256": None, "reason": None})
+        write_json(layout.path("attempts"), {"task": TASK, "champion": champion, "test_sha256": f"{0:064}", "registered": []})
+    for name in ("quarantined", "set_aside", "predictions", "champion_predictions"):
         write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     ingest = read_json(layout.path("ingest_report"))
     write_json(layout.path("ingest_report"), {**ingest, "source_sha256": sha256_file(root / SOURCE)})

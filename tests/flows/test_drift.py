@@ -14,13 +14,13 @@ from flows import data_drift
 from flows.reference import reference_is_stale
 from flows.stage_process import run_stage
 from flows.workspace import LOCK_FILE, changed_stages
-from pipeline.data.profiles import REFERENCE_FILE
 from pipeline.errors import DataDrifted, RegistryError, SourceError
 from pipeline.layout import STAGES, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
 from pipeline.registry import promotion, registry, tracking
 from pipeline.registry.connection import connect
+from pipeline.registry.reference import CHAMPION_FILE, registered_attempts
 from tests.flows.flow_workspace import PREPARED, REPOSITORY, call, make_prepared
 from tests.registry.registry_workspace import TASK, made_up_rows, write_bundle, write_data_profile
 
@@ -45,10 +45,11 @@ def checkout(promoted: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.chdir(promoted)
-    file = Layout(promoted, TASK).path("reference") / REFERENCE_FILE
-    before = file.read_bytes()
+    layout = Layout(promoted, TASK)
+    kept = {path: path.read_bytes() for path in (layout.path("champion") / CHAMPION_FILE, layout.path("attempts"))}
     yield promoted
-    file.write_bytes(before)
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 def reproduce(root: Path) -> None:
@@ -79,7 +80,7 @@ def drift(capsys: pytest.CaptureFixture[str], **given: Any) -> tuple[int, str]:
 
 def test_a_champion_made_from_the_present_outputs_is_not_compared_with_itself(checkout: Path):
     assert changed_stages(checkout, TASK) == []
-    assert read_json(Layout(checkout, TASK).path("reference") / REFERENCE_FILE)["version"] is None
+    assert read_json(Layout(checkout, TASK).path("champion") / CHAMPION_FILE)["version"] is None
     assert not reference_is_stale(checkout, TASK)
 
 
@@ -89,28 +90,34 @@ def test_once_anything_is_new_the_champion_is_the_reference(checkout: Path):
     note.write_text("new")
     try:
         assert reference_is_stale(checkout, TASK)
-        write_reference_of(checkout, 1)
+        write_champion_of(checkout, 1)
         assert not reference_is_stale(checkout, TASK), "it is the champion's already"
-        write_reference_of(checkout, 7)
+        write_champion_of(checkout, 7)
         assert reference_is_stale(checkout, TASK)
     finally:
         note.unlink()
 
 
-def test_a_chosen_version_never_goes_stale(checkout: Path):
-    params = checkout / "params.yaml"
-    before = params.read_text(encoding="utf-8")
-    assert before.count("against: champion") == 1
-    params.write_text(before.replace("against: champion", "against: 1"), encoding="utf-8")
-    try:
-        assert not reference_is_stale(checkout, TASK, forced=True)
-    finally:
-        params.write_text(before, encoding="utf-8")
+def test_an_attempt_since_is_no_reason_to_run_again_but_counts_once_anything_is_new(checkout: Path):
+    """Each refused run registers a bundle; if that alone made the next run compare anew, versions would never end."""
+    write_champion_of(checkout, 1)
+    layout = Layout(checkout, TASK)
+    test_sha256 = read_json(layout.path("split_report"))["splits"]["test"]["sha256"]
+    recorded = registered_attempts(root=checkout, task=TASK, champion=1, test_sha256=test_sha256)
+    assert recorded["registered"] == []
+    layout.path("attempts").write_text(json.dumps({**recorded, "registered": [{"version": 2, "manifest_sha256": "a"}]}))
+    changed = changed_stages(checkout, TASK)
+    assert reference_is_stale(checkout, TASK) == bool(changed)
+    assert reference_is_stale(checkout, TASK, forced=True)
+    layout.path("attempts").write_text(json.dumps(recorded))
+    assert not reference_is_stale(checkout, TASK, forced=True)
 
 
-def write_reference_of(root: Path, version: int) -> None:
-    file = Layout(root, TASK).path("reference") / REFERENCE_FILE
-    file.write_text(json.dumps({"asked": "champion", "version": version, "reason": None}))
+def write_champion_of(root: Path, version: int) -> None:
+    layout = Layout(root, TASK)
+    record = {"version": version, "manifest_sha256": "a", "reason": None}
+    (layout.path("champion") / CHAMPION_FILE).write_text(json.dumps(record))
+    layout.path("attempts").write_text(json.dumps(registered_attempts(root=root, task=TASK, champion=version, test_sha256="x")))
 
 
 def test_a_forced_stage_runs_although_nothing_changed(checkout: Path):

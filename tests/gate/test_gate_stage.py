@@ -13,6 +13,7 @@ from pipeline.params import GateParams, TaskParams, load_task
 from pipeline.records import sha256_file, write_json, write_parquet
 from pipeline.stages import assess_fairness, evaluate, gate
 from tests.evaluation.scored_rows import LABELS, long_frame, noisy
+from tests.registry.registry_workspace import write_comparison
 
 ROOT = Path(__file__).parents[2]
 AIRLINES = ("united", "usairways", "americanair", "southwestair", "jetblue", "virginamerica")
@@ -53,6 +54,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
             "majority_class": np.zeros(rows, dtype=int),
         }
         write_json(layout.path("drift"), NO_DRIFT)
+        write_comparison(layout)
         pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), NO_LEAKS)
         write_json(layout.path("behaviour"), NOTHING_PROBED)
         write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
@@ -75,6 +77,7 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     assert list(stored) == ["task", "decision", "reasons", "checks", "inputs"]
     assert stored["inputs"] == {
         "metrics_sha256": sha256_file(layout.path("metrics")),
+        "comparison_sha256": sha256_file(layout.path("comparison")),
         "fairness_sha256": sha256_file(layout.path("fairness")),
         "leakage_sha256": sha256_file(layout.path("leakage")),
         "behaviour_sha256": sha256_file(layout.path("behaviour")),

@@ -105,6 +105,7 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     reasons = [] if decision == "promote" else ["accuracy 0.41 is below 0.50.", "airline jetblue has 12 rows."]
     write_json(layout.path("gate"), {"task": TASK, "decision": decision, "reasons": reasons, "checks": [], "inputs": {}})
     write_json(layout.path("score_report"), {"task": TASK})
+    write_comparison(layout)
     write_data(layout, seed)
     write_data_profile(layout, seed)
     log = [
@@ -124,6 +125,18 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     }
     lock = {"schema": "2.0", "stages": {**entries, "tune@another_task": {"cmd": "x"}}}
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+
+
+def write_comparison(layout: Layout) -> None:
+    """What the stages that look at the champion write when there is none."""
+    champion = {"version": None, "manifest_sha256": None, "reason": "no champion yet"}
+    write_json(layout.path("champion") / "champion.json", champion)
+    write_json(layout.path("attempts"), {"task": TASK, "champion": None, "test_sha256": f"{0:064}", "registered": []})
+    write_json(layout.path("champion_report"), {"task": TASK, **champion, "base_model_id": None, "comparable": False, "rows": 0})
+    asked = load_task(PARAMS_YAML, TASK).compare.model_dump(mode="json")
+    names = ("n", "attempts", "level", "confidence_level", "metrics", "difference", "p_value", "paired", "examples")
+    record = {"task": TASK, "asked": asked, "champion": None, "comparable": False, "reason": "no champion yet"}
+    write_json(layout.path("comparison"), {**record, **dict.fromkeys(names), "method": "none"})
 
 
 def write_data(layout: Layout, seed: int) -> None:

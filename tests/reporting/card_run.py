@@ -21,6 +21,7 @@ from pipeline.layout import Layout, Paths, stage_named
 from pipeline.params import AssessFairnessParams, GateParams, TaskParams, load_task
 from pipeline.records import write_json, write_jsonl, write_parquet
 from pipeline.stages import assess_fairness, evaluate, gate, report
+from tests.registry.registry_workspace import write_comparison
 
 ROOT = Path(__file__).parents[2]
 TASK = "tweet_sentiment"
@@ -105,6 +106,7 @@ def build_run(root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: 
     run = Run(root, _params(replicates, floor))
     write_parquet(run.path("predictions"), predictions_frame(rows, skill))
     _write_drift(run)
+    write_comparison(Layout(root, TASK))
     _write_leakage(run, rows)
     _write_score(run, rows)
     run.judge()

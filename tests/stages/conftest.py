@@ -52,6 +52,7 @@ def small_task(model: Path) -> dict[str, Any]:
         },
         "score": {"hard_prompt_selection_rows": 40, "few_shot_per_label": 1},
         "evaluate": {"bootstrap_replicates": 200},
+        "compare": {},
         "assess_fairness": {
             "groups": {"airline": {"derived_from": "text", "patterns": {"zero": "@air0", "one": "@air1"}}},
             "minimum_denominator": 10,

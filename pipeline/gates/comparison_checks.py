@@ -1,0 +1,129 @@
+"""The check against the champion: better beyond chance, or not worse than by a margin; and what holds where there is no champion."""
+
+from functools import partial
+from math import isclose
+
+from pipeline.evaluation.comparison import PairedCounts, method_of
+from pipeline.evaluation.paired import level_of_attempt, mcnemar_superior
+from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, judged
+from pipeline.gates.estimates import Record, at, count_in, figure_in
+from pipeline.params import CompareParams
+
+# Everything the record holds. A record that lacks one of these was not written by the stage `compare`, and nothing is promoted on it.
+KEYS = (
+    "asked",
+    "champion",
+    "comparable",
+    "reason",
+    "n",
+    "attempts",
+    "level",
+    "confidence_level",
+    "metrics",
+    "difference",
+    "p_value",
+    "paired",
+    "examples",
+    "method",
+)
+_RECORD = "the comparison record"
+_TOLERANCE = 1e-9
+
+
+def comparison_checks(compare: CompareParams, comparison: Record, metrics: Record) -> list[Check]:
+    """The one check of the candidate against the champion, on the record of the stage `compare`."""
+    superior = compare.mode == "superior"
+    if superior and compare.metric == "accuracy":
+        rule = "PASS when one-sided exact McNemar p <= level; FAIL when value <= 0; else INCONCLUSIVE"
+    elif superior:
+        rule = "PASS when low > 0; FAIL when value <= 0; else INCONCLUSIVE"
+    else:
+        rule = "PASS when low >= limit; FAIL when high < limit; else INCONCLUSIVE"
+    limit = 0.0 if superior else -compare.margin
+    judge = partial(_judge, compare, comparison, metrics)
+    name = f"{compare.metric} minus champion"
+    return judged([Planned(name, rule, limit, judge, "test rows that both answered", method_of(compare.metric))])
+
+
+def _judge(compare: CompareParams, comparison: Record, metrics: Record) -> Finding:
+    for key in KEYS:
+        at(comparison, (key,), _RECORD)
+    if dict(comparison["asked"]) != compare.model_dump(mode="json"):
+        raise NoFigure("ERROR", "The comparison was made with other params than the gate has. Run the stage compare again.")
+    champion, comparable = comparison["champion"], comparison["comparable"]
+    if champion is None:
+        return _first_version(compare, comparison)
+    version = count_in(at(champion, ("version",), "the champion"), "the champion's version")
+    at(champion, ("manifest_sha256",), "the champion")
+    if comparable is not True:
+        reason = str(comparison["reason"])
+        return Finding(
+            "INCONCLUSIVE",
+            f"The champion, version {version}, cannot be compared with: {reason}. A person decides; without the alias `champion` this is a first version.",
+        )
+    return _compared(compare, comparison, metrics, f"{compare.metric} minus that of the champion, version {version},")
+
+
+def _first_version(compare: CompareParams, comparison: Record) -> Finding:
+    reason = comparison["reason"]
+    if not isinstance(reason, str) or not reason or comparison["comparable"] is not False:
+        raise NoFigure("ERROR", "The comparison record names neither a champion nor the reason why there is none.")
+    if compare.first_version == "thresholds":
+        said = f"This is recorded as a first version ({reason}): no row was compared, and the other checks alone decide."
+        return Finding("PASS", said, value=0.0, n=0)
+    return Finding("INCONCLUSIVE", f"This is a first version ({reason}), and compare.first_version asks a person to decide.")
+
+
+def _compared(compare: CompareParams, comparison: Record, metrics: Record, what: str) -> Finding:
+    counts, level = _counts(comparison, metrics), _level(compare, comparison)
+    figure = figure_in(comparison["difference"], comparison, what, lowest=-1.0)
+    if figure.n != counts.n:
+        raise NoFigure("ERROR", f"{what} rests on {figure.n} rows, {counts.n} were paired.", figure.n)
+    attempts = comparison["attempts"]
+    said = f"{what} is {figure}, attempt {attempts} on these rows"
+    if compare.mode == "non_inferior":
+        return _non_inferior(figure, compare.margin, said)
+    if compare.metric != "accuracy":
+        return _superior(figure, figure.low > 0, f"{said}: the interval is at the level of {level:.4g}")
+    if abs(figure.value - (counts.candidate_only - counts.champion_only) / counts.n) > _TOLERANCE:
+        raise NoFigure("ERROR", f"{what} is {figure.value} in the record, its paired counts say otherwise.", figure.n)
+    p = mcnemar_superior(counts.candidate_only, counts.champion_only)
+    rows = f"{counts.candidate_only} rows that it alone has right, {counts.champion_only} that the champion alone has right"
+    return _superior(figure, p <= level, f"{said}: {rows}, p = {p:.4g} at the level of {level:.4g}")
+
+
+def _superior(figure: Figure, sure: bool, said: str) -> Finding:
+    if figure.value <= 0:
+        return Finding("FAIL", f"{said}; it is not better.", figure)
+    if sure:
+        return Finding("PASS", f"{said}; it is better beyond chance.", figure)
+    return Finding("INCONCLUSIVE", f"{said}; so small a gain may be chance.", figure)
+
+
+def _non_inferior(figure: Figure, margin: float, said: str) -> Finding:
+    if figure.low >= -margin:
+        return Finding("PASS", f"{said}; it is not worse than by the margin of {margin:.3f}.", figure)
+    if figure.high < -margin:
+        return Finding("FAIL", f"{said}; it is worse by more than the margin of {margin:.3f}.", figure)
+    return Finding("INCONCLUSIVE", f"{said}; the interval holds the margin of -{margin:.3f}, so these rows cannot decide.", figure)
+
+
+def _counts(comparison: Record, metrics: Record) -> PairedCounts:
+    found = comparison["paired"]
+    names = ("both_right", "candidate_only", "champion_only", "both_wrong")
+    counts = PairedCounts(**{name: count_in(at(found, (name,), "the paired counts"), f"rows {name}") for name in names})
+    n = count_in(comparison["n"], "the number of compared rows")
+    if not n == counts.n == metrics.get("n") or n == 0:
+        raise NoFigure("ERROR", f"{n} rows were compared, the paired counts sum to {counts.n}, the metrics are of {metrics.get('n')!r}.", n)
+    return counts
+
+
+def _level(compare: CompareParams, comparison: Record) -> float:
+    attempts = count_in(comparison["attempts"], "the number of attempts")
+    if attempts < 1:
+        raise NoFigure("ERROR", "The comparison record counts 0 attempts; this one is the first.")
+    level = level_of_attempt(compare.significance, attempts)
+    stated = comparison["confidence_level"]
+    if not isinstance(stated, float) or not isclose(stated, 1 - 2 * level, abs_tol=_TOLERANCE):
+        raise NoFigure("ERROR", f"The interval has confidence level {stated!r}, attempt {attempts} needs {1 - 2 * level:.6g}.")
+    return level

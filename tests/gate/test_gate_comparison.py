@@ -1,0 +1,132 @@
+"""The gate's check against the champion."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.comparison import compare_with_champion
+from pipeline.evaluation.predictions import Predictions, Scored
+from pipeline.gates.checks import Check
+from pipeline.gates.comparison_checks import KEYS, comparison_checks
+from pipeline.params import CompareParams
+
+BASE: dict[str, Any] = {
+    "metric": "accuracy",
+    "mode": "superior",
+    "margin": 0.02,
+    "significance": 0.05,
+    "first_version": "thresholds",
+    "examples": 1,
+}
+
+
+def params(**changes: Any) -> CompareParams:
+    return CompareParams.model_validate({**BASE, **changes})
+
+
+def record(asked: CompareParams, ours: int, theirs: int, *, n: int = 500, attempts: int = 1) -> dict[str, Any]:
+    """A comparison of n rows, of which each alone has some right and both have the rest."""
+    actual = np.arange(n) % 2
+    first, second = actual.copy(), actual.copy()
+    second[:ours] ^= 1
+    first[ours : ours + theirs] ^= 1
+    answers = [Scored(answer, np.eye(2)[answer]) for answer in (first, second)]
+    predictions = Predictions(("no", "yes"), [f"r{i:04}" for i in range(n)], ["text"] * n, actual, {"tuned": answers[0]})
+    figures = compare_with_champion(
+        predictions, answers[1], settings=asked, attempts=attempts, replicates=300, confidence_level=0.95, seed=0
+    )
+    champion = {"version": 3, "manifest_sha256": "a", "base_model_id": "tiny"}
+    return {"asked": asked.model_dump(mode="json"), "champion": champion, "comparable": True, "reason": None, **figures}
+
+
+def check(asked: CompareParams, found: dict[str, Any], n: int = 500) -> Check:
+    (only,) = comparison_checks(asked, found, {"n": n})
+    return only
+
+
+def without_champion(asked: CompareParams, **changes: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(KEYS)
+    return {**nothing, "asked": asked.model_dump(mode="json"), "comparable": False, "reason": "no champion yet", **changes}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "attempts", "verdict"),
+    [
+        (35, 15, 1, "PASS"),  # p = 0.0033
+        (35, 15, 4, "INCONCLUSIVE"),  # level 0.05 / 20 = 0.0025
+        (30, 20, 1, "INCONCLUSIVE"),
+        (20, 20, 1, "FAIL"),  # an equal candidate
+        (0, 0, 1, "FAIL"),
+        (15, 35, 1, "FAIL"),
+    ],
+)
+def test_superior_needs_more_discordant_rows_than_chance_and_attempts_give(ours: int, theirs: int, attempts: int, verdict: str) -> None:
+    found = check(params(), record(params(), ours, theirs, attempts=attempts))
+    assert found["verdict"] == verdict
+    assert f"attempt {attempts} on these rows" in found["sentence"]
+    assert found["n"] == 500
+
+
+@pytest.mark.parametrize(("ours", "theirs", "verdict"), [(20, 20, "INCONCLUSIVE"), (5, 5, "PASS"), (0, 0, "PASS"), (2, 40, "FAIL")])
+def test_non_inferior_needs_the_interval_within_the_margin(ours: int, theirs: int, verdict: str) -> None:
+    asked = params(mode="non_inferior")
+    found = check(asked, record(asked, ours, theirs))
+    assert (found["verdict"], found["limit"]) == (verdict, -0.02)
+
+
+def test_macro_f1_is_judged_by_its_interval() -> None:
+    asked = params(metric="macro_f1")
+    assert check(asked, record(asked, 60, 10))["verdict"] == "PASS"
+    assert check(asked, record(asked, 22, 20))["verdict"] == "INCONCLUSIVE"
+
+
+def test_a_first_version_needs_the_other_checks_alone_or_a_person() -> None:
+    found = check(params(), without_champion(params()))
+    assert (found["verdict"], found["value"]) == ("PASS", 0.0)
+    assert "recorded as a first version (no champion yet)" in found["sentence"]
+    asked = params(first_version="ask")
+    assert check(asked, without_champion(asked))["verdict"] == "INCONCLUSIVE"
+    assert check(params(), without_champion(params(), reason=None))["verdict"] == "ERROR"
+
+
+def test_a_champion_that_cannot_answer_is_for_a_person() -> None:
+    champion = {"version": 3, "manifest_sha256": "a"}
+    found = check(params(), without_champion(params(), champion=champion, reason="its labels are ['a']"))
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert "version 3, cannot be compared with: its labels are ['a']" in found["sentence"]
+
+
+def test_no_key_can_be_removed_or_become_nan_and_still_pass() -> None:
+    whole = record(params(), 40, 10)
+    assert check(params(), whole)["verdict"] == "PASS"
+    assert check(params(), without_champion(params()))["verdict"] == "PASS"
+    for found in (whole, without_champion(params())):
+        for key in found:
+            assert check(params(), {name: value for name, value in found.items() if name != key})["verdict"] != "PASS", key
+    for outer, inner in [("difference", key) for key in ("value", "low", "high", "n")] + [("paired", key) for key in whole["paired"]]:
+        for broken in (..., float("nan"), None, -7):
+            altered = copy.deepcopy(whole)
+            altered[outer].pop(inner) if broken is ... else altered[outer].update({inner: broken})
+            assert check(params(), altered)["verdict"] != "PASS", (outer, inner, broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attempts": 0}, "counts 0 attempts"),
+        ({"attempts": 2}, "needs 0.98"),
+        ({"confidence_level": 0.5}, "has confidence level 0.5"),
+        ({"n": 499}, "499 rows were compared"),
+        ({"asked": {**BASE, "mode": "non_inferior"}}, "other params"),
+    ],
+)
+def test_a_record_that_contradicts_itself_or_the_params_is_an_error(change: dict[str, Any], said: str) -> None:
+    found = check(params(), {**record(params(), 40, 10), **change})
+    assert found["verdict"] == "ERROR"
+    assert said in found["sentence"]
+
+
+def test_metrics_of_other_rows_are_an_error() -> None:
+    assert check(params(), record(params(), 40, 10), n=501)["verdict"] == "ERROR"

@@ -119,7 +119,7 @@ def prepare(root: Path, bundle: Path, decision: str, champion: int | None = None
         write_reference(layout.path("reference"), asked="champion", version=champion, reason=None)
         write_json(layout.path("champion") / "champion.json", {"version": champion, "manifest_sha256": None, "reason": None})
         write_json(layout.path("attempts"), {"task": TASK, "champion": champion, "test_sha256": f"{0:064}", "registered": []})
-    for name in ("quarantined", "set_aside", "predictions", "champion_predictions"):
+    for name in ("quarantined", "set_aside", "predictions", "champion_predictions", "behaviour_predictions", "bias_scores"):
         write_parquet(layout.path(name), pd.DataFrame({"row_id": ["a"], "text": ["late again"], "label": ["negative"]}))
     ingest = read_json(layout.path("ingest_report"))
     write_json(layout.path("ingest_report"), {**ingest, "source_sha256": sha256_file(root / SOURCE)})

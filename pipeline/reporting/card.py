@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.layout import FILES
 from pipeline.reporting.examples import choose_examples
 from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing_window, training_curve
+from pipeline.reporting.forest import forest_of_differences, forest_of_shares
 from pipeline.reporting.formats import (
     Attribute,
     Check,
@@ -34,6 +35,7 @@ from pipeline.reporting.formats import (
     TrainLog,
     VariantMetrics,
 )
+from pipeline.reporting.reliability import reliability_diagram
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
@@ -125,6 +127,11 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
             (name, [_variant_bar(label, record, key) for label, record in variants.items()]) for key, name in METRIC_NAMES.items()
         ],
         "matrix": confusion_rows(tuned.confusion_matrix),
+        "forests": [
+            ("Share of right answers", forest_of_shares(metrics, inputs.fairness, inputs.gate.checks)),
+            ("Differences between groups", forest_of_differences(inputs.fairness, inputs.gate.checks)),
+        ],
+        "reliability": reliability_diagram(tuned.reliability, tuned.ece, tuned.ece_null),
         "curve": _curve(inputs),
         "window": smoothing_window(inputs.train_log.steps),
         "metric_name": METRIC_NAMES[inputs.manifest.training.metric],

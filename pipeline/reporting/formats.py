@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import StageInputError
 from pipeline.gates.decision import UNDECIDED, decision_of
@@ -65,6 +65,7 @@ class Check(Record):
     method: str | None
     rule: str
     sentence: str
+    more_rows: int | None = None
 
 
 class GateInputs(Record):
@@ -97,12 +98,26 @@ class ClassMetrics(Record):
     support: int
 
 
+class ReliabilityBin(Record):
+    """The rows whose confidence lies in one bin, and the band of accuracies that a calibrated model would show on them."""
+
+    start: float = Field(alias="from")
+    to: float
+    confidence: float
+    accuracy: Estimate
+    null_low: float
+    null_high: float
+
+
 class VariantMetrics(Record):
     """Metrics of one variant on the test rows."""
 
     accuracy: Estimate
     macro_f1: Estimate
     log_loss: Estimate
+    ece: Estimate
+    ece_null: Estimate
+    reliability: list[ReliabilityBin]
     per_class: dict[str, ClassMetrics]
     confusion_matrix: list[list[int]]
     predicted: dict[str, int]

@@ -50,7 +50,19 @@ def group(*, sufficient: bool = True, value: float | None = 0.8) -> Group:
 
 def check(verdict: str) -> Check:
     return Check.model_validate(
-        {"name": "c", "verdict": verdict, "value": 0.8, "low": 0.7, "high": 0.9, "n": 60, "limit": 0.5, "rule": "", "sentence": ""}
+        {
+            "name": "c",
+            "verdict": verdict,
+            "value": 0.8,
+            "low": 0.7,
+            "high": 0.9,
+            "n": 60,
+            "limit": 0.5,
+            "denominator": None,
+            "method": None,
+            "rule": "",
+            "sentence": "",
+        }
     )
 
 

@@ -52,7 +52,9 @@ def test_two_processes_learn_what_one_learns_from_the_same_global_batch(tiny, fo
     evaluations = [record for record in records if record["event"] == "evaluation"]
     assert len(evaluations) == 4
     for one, other in zip(reports[0][case]["evaluations"], evaluations, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        # Sums over two processes may round otherwise, and then the hash of the parameters is another one.
+        assert one | {"values_sha256": ""} == pytest.approx(other | {"values_sha256": ""}, abs=1e-5)
+        assert len(one["values_sha256"]) == 64
         assert one["rows"] == 13
 
 
@@ -65,7 +67,7 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on_from_the_first_ones_f
     for report in reports:
         assert report["stopped"]["message"].startswith("Training was asked to stop after step 6 of 10")
         assert report["stopped"]["steps"][-1] == 6
-        assert report["stopped"]["files"] == ["run.safetensors"]
+        assert report["stopped"]["files"] == ["run.safetensors", "run.safetensors.previous"]
         uninterrupted = {name: report["adamw 7"][name] for name in ("records", "best", "sha256", "ended")}
         assert report["stopped"]["resumed"] == uninterrupted
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.layout import FILES
+from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import choose_examples
 from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing_window, training_curve
 from pipeline.reporting.forest import forest_of_differences, forest_of_shares
@@ -150,6 +151,7 @@ def common_context(inputs: CommonInputs, task: str) -> dict[str, Any]:
         "drift": inputs.drift,
         "manifest": inputs.manifest,
         "reasons": reasons(inputs.gate),
+        "changes": changes(inputs.gate.checks),
         "passed": sum(check.verdict == "PASS" for check in inputs.gate.checks),
         "failed_expectations": [item for item in inputs.data.expectations if not item.success],
         "data_docs": data_docs_link(inputs.data.data_docs, task),

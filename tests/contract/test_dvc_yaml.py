@@ -43,7 +43,21 @@ def _file(root: Path, module: str) -> str:
 
 
 def _package_data(modules: set[str]) -> set[str]:
-    parts = ("curve", "data", "drift", "expectations", "forest", "gate", "head", "lineage", "macros", "reliability", "trials", "verdict")
+    parts = (
+        "changes",
+        "curve",
+        "data",
+        "drift",
+        "expectations",
+        "forest",
+        "gate",
+        "head",
+        "lineage",
+        "macros",
+        "reliability",
+        "trials",
+        "verdict",
+    )
     names = ["card.css", "card.html.jinja", "text_card.html.jinja", *(f"card_{part}.html.jinja" for part in parts)]
     return {f"pipeline/reporting/{name}" for name in names} if "pipeline.reporting" in modules else set()
 

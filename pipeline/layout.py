@@ -53,6 +53,7 @@ FILES: Mapping[str, str] = {
     "behaviour": "reports/{task}/behaviour.json",
     "gate": "reports/{task}/gate.json",
     "card": "reports/{task}/card.html",
+    "model_card": "reports/{task}/MODEL_CARD.md",
 }
 
 
@@ -136,7 +137,7 @@ STAGES: tuple[Stage, ...] = (
             "fairness",
             "gate",
         ),
-        ("card",),
+        ("card", "model_card"),
     ),
 )
 

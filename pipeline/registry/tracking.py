@@ -58,6 +58,7 @@ _FILES = (
     "behaviour",
     "gate",
     "card",
+    "model_card",
 )
 _FOLDERS = {
     "bundle": "bundle",

@@ -287,13 +287,13 @@ def lineage(inputs: CommonInputs) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def environment() -> "jinja2.Environment":
-    """The templates of this folder, every value escaped."""
+def environment(*, markup: bool = True) -> "jinja2.Environment":
+    """The templates of this folder; with `markup`, every value is escaped for HTML."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=markup,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

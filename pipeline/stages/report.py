@@ -1,4 +1,4 @@
-"""Stage report: everything the run wrote -> the prompt card, one self-contained HTML page."""
+"""Stage report: everything the run wrote -> the prompt card, one self-contained HTML page, and the model card in Hugging Face's format."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,12 +29,13 @@ from pipeline.reporting.formats import (
     parse,
     parse_train_log,
 )
+from pipeline.reporting.model_card import render_model_card
 from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_columns
 from pipeline.reporting.text_formats import TextEvaluation, TextMetrics, TextScore
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Write the card; returns its size in bytes and the decision it shows. Raises StageInputError naming a file and key."""
+    """Write both cards; returns the size of the prompt card in bytes and the decision it shows. Raises StageInputError naming a file and key."""
     card = _read_text(params, inputs) if params.prompt.free_text else _read(params, inputs)
     check_gate(card.gate, inputs.gate)
     judged = GateInputs(
@@ -50,8 +51,10 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.
     text = render_text_card(card) if isinstance(card, TextCardInputs) else render_card(card)
     page = text.encode("utf-8", errors="xmlcharrefreplace")
-    with replacing_file(outputs.card) as temporary:
-        temporary.write_bytes(page)
+    model_card = render_model_card(card).encode("utf-8", errors="xmlcharrefreplace")
+    for path, content in ((outputs.card, page), (outputs.model_card, model_card)):
+        with replacing_file(path) as temporary:
+            temporary.write_bytes(content)
     return {"bytes": len(page), "decision": card.gate.decision}
 
 

@@ -115,6 +115,7 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     evaluation = {"event": "evaluation", "trial": 0, "step": 600, "accuracy": 0.6, "macro_f1": 0.5, "loss": 1.0, "rows": 10, "best": True}
     write_jsonl(layout.path("train_log"), [*log, evaluation])
     layout.path("card").write_text(f"<html>{seed}</html>", encoding="utf-8")
+    layout.path("model_card").write_text(f"---\nlibrary_name: peft\n---\n{seed}\n", encoding="utf-8")
     for name in ("plots", "data_docs"):
         layout.path(name).mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html>contract</html>", encoding="utf-8")

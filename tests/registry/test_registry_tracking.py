@@ -61,7 +61,7 @@ def test_a_recorded_run_holds_params_figures_curve_tags_and_files(workspace: Wor
     assert datasets == {name: sha256_file(workspace.layout.path(name)) for name in ("train", "validation", "test")}
     (stored,) = [path for path in (workspace.artifacts / TASK).iterdir() if path.name == recorded.run_id]
     names = {path.relative_to(stored / "artifacts").as_posix() for path in stored.rglob("*") if path.is_file()}
-    assert names >= {"gate.json", "metrics.json", "fairness.json", "data.json", "card.html", "dvc.lock", "params.yaml"}
+    assert names >= {"gate.json", "metrics.json", "fairness.json", "data.json", "card.html", "MODEL_CARD.md", "dvc.lock", "params.yaml"}
     assert run.data.tags["promptmill.data_docs"] == "data_docs/index.html"
     assert names >= {
         "data_docs/index.html",

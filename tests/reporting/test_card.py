@@ -206,7 +206,7 @@ def test_stage_writes_the_card_and_nothing_else(run: Run):
     before = {path for path in run.root.rglob("*") if path.is_file()}
     found = report.run(params=run.params, inputs=run.inputs, outputs=run.outputs)
     after = {path for path in run.root.rglob("*") if path.is_file()}
-    assert after - before == {run.outputs.card}
+    assert after - before == {run.outputs.card, run.outputs.model_card}
     assert found == {"bytes": run.outputs.card.stat().st_size, "decision": "promote"}
 
 

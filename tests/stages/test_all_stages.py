@@ -69,6 +69,7 @@ def test_two_runs_write_the_same_bytes(workspace):
 
 
 def test_predictions_hold_every_test_row_once_per_variant_and_the_best_hard_prompt_is_chosen_on_validation(workspace):
+    change(workspace, "prompt", maximum_field_tokens=16)  # so that a few-shot prompt fits into 128 tokens
     run_all(workspace)
     layout = Layout(workspace, TASK)
     predictions, test = read_parquet(layout.path("predictions")), read_parquet(layout.path("test"))

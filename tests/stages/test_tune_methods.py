@@ -60,7 +60,7 @@ def test_a_method_goes_through_the_stages_and_peft_loads_it(workspace: Path, mod
     assert manifest["training"]["method"] == method["kind"]
     assert manifest["soft_prompt"]["through"] == through
     layout = Layout(workspace, TASK)
-    assert set(read_parquet(layout.path("predictions"))["variant"]) == {"tuned", "hard_prompt", "zero_shot", "few_shot", "majority_class"}
+    assert set(read_parquet(layout.path("predictions"))["variant"]) == {"tuned", "hard_prompt", "zero_shot", "majority_class"}
     assert 0 < read_json(layout.path("metrics"))["variants"]["tuned"]["accuracy"]["value"] <= 1
     assert (
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), layout.path("bundle")).peft_config["default"].inference_mode

@@ -25,9 +25,10 @@ EXTERNAL = "external_test"
 PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"), ("train", EXTERNAL), ("validation", EXTERNAL))
 KINDS = ("exact", "normalised", "near", "origin")
 EXAMPLES = 5
-SHARED = 4  # k above
+SHARED = 8  # k above; a larger one holds more shingles of each text and compares fewer pairs
 BOILERPLATE_TEXTS = 10
 TEXTS_AT_ONCE = 5_000
+COMPARED_AT_ONCE = 1_000  # texts whose rarest shingles are looked up together: among a million, each may meet a thousand others
 
 Index = npt.NDArray[np.int64]
 _COLUMNS = 2**22  # shingles that fall into one column only make more pairs to compare
@@ -113,17 +114,18 @@ class _Join:
     def like(self, first: Index, second: Index) -> Index:
         """[texts]: for each text of `second` one of `first` that is equal or near, else -1."""
         found = np.full(len(self._texts), -1)
-        for start in range(0, len(second), TEXTS_AT_ONCE):
-            for one, other in self._candidates(first, second[start : start + TEXTS_AT_ONCE]):
+        texts_with = self._prefixes[first].T.tocsr()  # [columns, first]; made once, as it takes longer than a lookup
+        for start in range(0, len(second), COMPARED_AT_ONCE):
+            for one, other in self._candidates(first, texts_with, second[start : start + COMPARED_AT_ONCE]):
                 if found[other] < 0 and self._jaccard(one, other) >= self._similarity:
                     found[other] = one
         same = np.intersect1d(first, second)
         found[same] = same
         return found
 
-    def _candidates(self, first: Index, second: Index) -> Iterator[tuple[int, int]]:
+    def _candidates(self, first: Index, texts_with: Any, second: Index) -> Iterator[tuple[int, int]]:
         """Pairs of texts that share enough of their rarest shingles, and whose sizes allow the similarity."""
-        shared = (self._prefixes[second] @ self._prefixes[first].T).tocoo()
+        shared = (self._prefixes[second] @ texts_with).tocoo()
         one, other = first[shared.coords[1]], second[shared.coords[0]]
         sizes, others = self._sizes[one], self._sizes[other]
         enough = shared.data >= np.minimum(_least_shared(sizes, self._similarity), _least_shared(others, self._similarity))

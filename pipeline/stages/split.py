@@ -39,13 +39,10 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """
     fields, labels = tuple(params.ingest.columns.fields), params.prompt.labels
     schema = _checked_schema(inputs.accepted, [*fields, *(["label"] if labels else [])])
-    texts, root = DistinctTexts(), find_root(outputs.train.parent)
-    rows = examine_rows(_batches(inputs.accepted, fields, schema), texts, fields=fields, params=params.split)
-    external = examine_rows(_external_batches(params.split.external_test, root), texts, fields=fields, params=params.split)
-    placement = place_rows(rows, external.text, texts, params=params.split)
-    report = _report(rows, placement, _answers(inputs.accepted, labels, len(rows.split)), labels, params.split)
     paths = {"train": outputs.train, "validation": outputs.validation, "test": outputs.test}
-    ids = _write(inputs.accepted, schema, rows, placement, {**paths, "": outputs.set_aside})
+    root = find_root(outputs.train.parent)
+    # What it knows of all rows ends with it: the leakage check trusts none of it, and would only need room for both.
+    report = _place_and_write(inputs.accepted, schema, params, root, {**paths, "": outputs.set_aside})
     sides = {name: _batches(path, fields, schema) for name, path in paths.items()}
     if params.split.external_test is not None:
         sides[EXTERNAL] = _external_batches(params.split.external_test, root)
@@ -53,9 +50,19 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     write_json(outputs.leakage, {"task": outputs.leakage.parent.name, **leakage})
     for name, path in paths.items():
         report["splits"][name]["sha256"] = verify_parquet(path)
-    report |= {"split_ids_sha256": split_ids_sha256(ids), "seed": params.split.seed}
     write_json(outputs.split_report, report)
     return report
+
+
+def _place_and_write(accepted: Path, schema: pa.Schema, params: TaskParams, root: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """Decide where each row goes and write the files of `paths` (see _write); returns the report but for their sha256."""
+    fields, labels, texts = tuple(params.ingest.columns.fields), params.prompt.labels, DistinctTexts()
+    rows = examine_rows(_batches(accepted, fields, schema), texts, fields=fields, params=params.split)
+    external = examine_rows(_external_batches(params.split.external_test, root), texts, fields=fields, params=params.split)
+    placement = place_rows(rows, external.text, texts, params=params.split)
+    report = _report(rows, placement, _answers(accepted, labels, len(rows.split)), labels, params.split)
+    ids = _write(accepted, schema, rows, placement, paths)
+    return report | {"split_ids_sha256": split_ids_sha256(ids), "seed": params.split.seed}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     }
     rule: GateParams = params.gate
     groups = sum(len(threshold.groups) for threshold in rule.group_thresholds)
-    planned = 5 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
+    planned = 6 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
     assert len(report["checks"]) == planned
 
 

@@ -40,7 +40,7 @@ def test_promoted_run_says_so_and_lists_every_check(run: Run):
     assert "The gate would promote this tuned prompt." in page.one("div", class_="verdict").words
     assert page.one("title").words.startswith("PROMOTE: ")
     rows = table_with(page, "Every check")[1:]
-    assert len(rows) == len(gate["checks"]) == 12
+    assert len(rows) == len(gate["checks"]) == 13
     for cells, check in zip(rows, gate["checks"], strict=True):
         assert cells[0] == check["name"]
         assert cells[1] == f"✓ {check['verdict']}"

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.profiles import REFERENCE_FILE
 from pipeline.errors import BundleError, RegistryError
 from pipeline.layout import Layout
 from pipeline.manifest import manifest_sha256, verify_bundle
@@ -40,7 +39,6 @@ LOADER_MODULE = "pipeline.registry.pyfunc"
 
 _LOGGED_NAME = "tuned_prompt"  # a logged model's name, unlike a task's, may hold no dot
 _REASONS_CHARACTERS = 4000
-_NO_CHAMPION = "no champion yet"  # what `fetch_reference` gives as the reason
 
 
 def register_version(*, root: Path, task: str, run_id: str, layout: Layout, stage_key: str) -> int:
@@ -193,10 +191,8 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
         GATE_DECISION: gate.decision,
         GATE_REASONS: "\n".join(gate.reasons)[:_REASONS_CHARACTERS],
         RUN_ID: run_id,
+        COMPARED_WITH: _compared_with(layout),
     }
-    compared = _compared_with(layout)
-    if compared is not None:
-        tags[COMPARED_WITH] = compared
     logged, tags[MODEL_FILES_SHA256] = _log_model(connection, layout, run_id, tags[MANIFEST_SHA256])
     template = register_template(connection, task=layout.task, template=read_json(layout.path("bundle") / "template.json")["template"])
     link_template(connection, template, run_id=run_id, model_id=logged.model_id)
@@ -211,14 +207,12 @@ def _new_version(connection: Connection, layout: Layout, gate: GateEvidence, run
     return int(made.version)
 
 
-def _compared_with(layout: Layout) -> str | None:
-    """The champion that the stages compared with, as a number, or `none` when there was none; None when they compared with a chosen version."""
-    record = read_json(layout.path("reference") / REFERENCE_FILE)
-    if record.get("asked") != CHAMPION:
-        return None
-    if record.get("version") is not None:
-        return str(record["version"])
-    return "none" if record.get("reason") == _NO_CHAMPION else None
+def _compared_with(layout: Layout) -> str:
+    """The champion that the stages compared with, as a number, or `none` when there was none."""
+    from pipeline.registry.reference import CHAMPION_FILE  # which itself reads versions through this module
+
+    version = read_json(layout.path("champion") / CHAMPION_FILE).get("version")
+    return "none" if version is None else str(version)
 
 
 def _log_model(connection: Connection, layout: Layout, run_id: str, manifest_sha: str) -> tuple["LoggedModel", str]:

@@ -48,6 +48,11 @@ def test_a_decision_against_an_older_champion_does_not_undo_a_newer_one(workspac
     assert registry.show(root=workspace.root, task=TASK, selector=1)["compared_with"] == "none"
     promotion.promote(root=workspace.root, task=TASK, version=1, expected="compared")
     promotion.promote(root=workspace.root, task=TASK, version=3, expected=1)
+    workspace.make(4)
+    record = workspace.layout.path("champion") / "champion.json"
+    record.write_text(record.read_text(encoding="utf-8").replace('"version": null', '"version": 3'), encoding="utf-8")
+    assert workspace.register() == 4
+    assert registry.show(root=workspace.root, task=TASK, selector=4)["compared_with"] == "3"
     for expected in (1, "compared", None):
         with pytest.raises(ChampionChanged, match=r"version 2 was compared with (version 1|no champion), and champion is version 3 by now"):
             promotion.promote(root=workspace.root, task=TASK, version=2, expected=expected)

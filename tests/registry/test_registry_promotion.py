@@ -170,9 +170,11 @@ def test_promotions_at_the_same_time_leave_one_champion_and_a_whole_journal(work
     register(workspace, 2)
     program = "import sys; from pathlib import Path; from pipeline.registry import promotion; promotion.promote(root=Path(sys.argv[1]), task=sys.argv[2], version=int(sys.argv[3]))"
     running = [subprocess.Popen([sys.executable, "-c", program, str(workspace.root), TASK, str(version)], cwd=ROOT) for version in (1, 2)]
-    assert [process.wait() for process in running] == [0, 0]
+    # Each is compared with the champion it found when it began; one that finds another by the time it commits is to be compared again.
+    codes = [process.wait() for process in running]
+    assert sorted(codes) in ([0, 0], [0, 1])
     entries = journal.read_journal(root=workspace.root, task=TASK)
-    assert [entry["event"] for entry in entries] == ["intent", "done"] * 2
+    assert [entry["event"] for entry in entries] == ["intent", "done"] * codes.count(0)
     previous = None
     for entry in entries[::2]:
         assert entry["previous_champion"] == previous

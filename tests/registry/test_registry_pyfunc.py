@@ -34,6 +34,8 @@ def by_length(monkeypatch: pytest.MonkeyPatch) -> ByLength:
     predictor = ByLength()
     module = ModuleType("pipeline.engine.predicting")
     module.load_predictor = lambda bundle, *, device: predictor  # pyright: ignore[reportAttributeAccessIssue]
+    module.load_text_predictor = module.load_predictor  # pyright: ignore[reportAttributeAccessIssue]
+    module.is_text_bundle = lambda bundle: False  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "pipeline.engine.predicting", module)
     return predictor
 

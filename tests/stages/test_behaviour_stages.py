@@ -114,13 +114,13 @@ def test_the_gate_judges_the_probes(tuned: Path) -> None:
         "bias_increase": {"mine": 1.0},
     }
     change(tuned, "gate", {"behaviour": limits})
-    for stage in ("profile", "reference", "drift", "score", "evaluate", "assess_fairness"):
+    for stage in ("profile", "reference", "drift", "score", "score_champion", "compare", "evaluate", "assess_fairness"):
         run_stage(tuned, stage, TASK)
     run_both(tuned)
     run_stage(tuned, "gate", TASK)
     checks = {check["name"]: check for check in json.loads(Layout(tuned, TASK).path("gate").read_text())["checks"]}
     assert checks["batch invariance"]["verdict"] == "PASS"
-    assert checks["failures of test plain"]["verdict"] == "INSUFFICIENT"
+    assert checks["failures of test plain"]["verdict"] == "PASS"  # listed cases are all there is, not a sample
     assert checks["amplified preference of mine"]["verdict"] == "INSUFFICIENT"
     assert checks["flip rate of swaps crew"]["verdict"] in ("PASS", "DEGENERATE", "INSUFFICIENT")
 

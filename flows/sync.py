@@ -20,12 +20,13 @@ def add_commands(add: Any) -> None:
 def sync(options: Namespace) -> int:
     """Deliver, oldest first; raises RegistryUnreachable when the server still does not answer, with nothing lost."""
     from pipeline.layout import find_root
-    from pipeline.registry.spool import deliver, spooled
+    from pipeline.registry.spool import deliver, emptying, spooled
 
     root = find_root(Path.cwd())
-    waiting = spooled(root=root, task=options.task)
-    for folder in waiting:
-        recorded = deliver(root=root, folder=folder)
-        answer(f"{folder.parent.name}: run {recorded.run_id} {'was there already' if recorded.reused else 'delivered'}")
+    with emptying(root=root):
+        waiting = spooled(root=root, task=options.task)
+        for folder in waiting:
+            recorded = deliver(root=root, folder=folder)
+            answer(f"{folder.parent.name}: run {recorded.run_id} {'was there already' if recorded.reused else 'delivered'}")
     answer(f"{len(waiting)} delivered, the spool is empty." if waiting else "Nothing to deliver: the spool is empty.")
     return 0

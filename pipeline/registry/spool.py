@@ -6,7 +6,8 @@ same stage key again, so a record is delivered once however often and by however
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.errors import RegistryError
 from pipeline.layout import Layout
 from pipeline.params import TaskParams
 from pipeline.records import read_json, replacing_folder, sha256_file, sha256_json, write_json
-from pipeline.registry.connection import STATE_FOLDER
+from pipeline.registry.connection import STATE_FOLDER, file_lock
 from pipeline.registry.tracking import Content, RecordedRun, lock_entries, locked_outputs, read_content, record_content, stage_key
 
 FOLDER, RECORD_FILE, FILES_FOLDER, DIFF_FILE = "spool", "record.json", "files", "code.diff"
@@ -57,6 +58,13 @@ def spooled(*, root: Path, task: str | None = None) -> list[Path]:
     """The folders of the spooled records, of one task or of all, oldest first."""
     found = list(_spool(root).glob(f"{task or '*'}/*/{RECORD_FILE}"))
     return [path.parent for path in sorted(found, key=lambda path: read_json(path)["spooled_at"])]
+
+
+@contextmanager
+def emptying(*, root: Path) -> Generator[None]:
+    """Hold the spool: one process would remove a record while another reads its files. Raises RegistryError after a long wait."""
+    with file_lock(_spool(root).with_suffix(".lock")):
+        yield
 
 
 def deliver(*, root: Path, folder: Path) -> RecordedRun:

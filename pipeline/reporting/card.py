@@ -17,25 +17,11 @@ from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import choose_examples
 from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing_window, training_curve
 from pipeline.reporting.forest import forest_of_differences, forest_of_shares
-from pipeline.reporting.formats import (
-    Attribute,
-    Check,
-    Comparison,
-    Data,
-    Drift,
-    DriftCheck,
-    Estimate,
-    Evaluation,
-    Fairness,
-    Gate,
-    Ingest,
-    Manifest,
-    Metrics,
-    Score,
-    Split,
-    TrainLog,
-    VariantMetrics,
-)
+from pipeline.reporting.formats.data import Data, Drift, DriftCheck, Ingest, Split
+from pipeline.reporting.formats.gate import Check, Gate
+from pipeline.reporting.formats.metrics import Attribute, Comparison, Fairness, Metrics, Score, VariantMetrics
+from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.formats.training import Evaluation, Manifest, TrainLog
 from pipeline.reporting.reliability import reliability_diagram
 from pipeline.variants import NAMES
 

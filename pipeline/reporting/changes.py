@@ -10,7 +10,7 @@ from math import ceil
 from typing import Literal
 
 from pipeline.evaluation.sample_size import MOST_TIMES
-from pipeline.reporting.formats import Check
+from pipeline.reporting.formats.gate import Check
 
 Way = Literal["low", "high", "gain", "rows", "other"]
 

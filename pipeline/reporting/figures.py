@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.reporting.formats import Check, Estimate, Evaluated, Group, Step
+from pipeline.reporting.formats.gate import Check
+from pipeline.reporting.formats.metrics import Group
+from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.formats.training import Evaluated, Step
 
 BarState = Literal["plain", "reference", "unlimited", "pass", "fail", "undecided", "insufficient"]
 

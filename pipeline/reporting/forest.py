@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.reporting.figures import Tick, nice_ticks, percent
-from pipeline.reporting.formats import Attribute, Check, Estimate, Fairness, Group, Metrics
+from pipeline.reporting.formats.gate import Check
+from pipeline.reporting.formats.metrics import Attribute, Fairness, Group, Metrics
+from pipeline.reporting.formats.record import Estimate
 
 Mark = Literal["pass", "fail", "open", "none"]
 

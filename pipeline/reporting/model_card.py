@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.reporting.card import CardInputs, environment, figure, interval, lineage
 from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import visible_pieces
-from pipeline.reporting.formats import Estimate
+from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.text_card import METRIC_NAMES as TEXT_METRIC_NAMES
 from pipeline.reporting.text_card import TextCardInputs
 from pipeline.variants import NAMES

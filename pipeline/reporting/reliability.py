@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.reporting.figures import percent
-from pipeline.reporting.formats import Estimate, ReliabilityBin
+from pipeline.reporting.formats.metrics import ReliabilityBin
+from pipeline.reporting.formats.record import Estimate
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pipeline.evaluation.row_scores import row_scores
 from pipeline.reporting.card import CommonInputs, common_context, environment
 from pipeline.reporting.examples import Piece, draw, visible_pieces
 from pipeline.reporting.figures import Bar, smoothing_window, training_curve
-from pipeline.reporting.formats import Estimate, TrainLog
-from pipeline.reporting.text_formats import TextEvaluation, TextMetrics, TextScore
+from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
+from pipeline.reporting.formats.training import TrainLog
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:

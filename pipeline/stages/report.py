@@ -9,29 +9,14 @@ from pipeline.params import TaskParams
 from pipeline.records import read_json, read_jsonl, read_parquet, replacing_file, sha256_file
 from pipeline.reporting.card import CardInputs, render_card
 from pipeline.reporting.examples import check_predictions
-from pipeline.reporting.formats import (
-    Data,
-    Drift,
-    Evaluation,
-    Fairness,
-    Gate,
-    GateInputs,
-    Ingest,
-    Manifest,
-    Metrics,
-    RecordT,
-    Score,
-    Split,
-    check_gate,
-    check_gate_inputs,
-    check_hard_prompt,
-    check_labels,
-    parse,
-    parse_train_log,
-)
+from pipeline.reporting.formats.data import Data, Drift, Ingest, Split
+from pipeline.reporting.formats.gate import Gate, GateInputs, check_gate, check_gate_inputs
+from pipeline.reporting.formats.metrics import Fairness, Metrics, Score, check_hard_prompt, check_labels
+from pipeline.reporting.formats.record import RecordT, parse
+from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
+from pipeline.reporting.formats.training import Evaluation, Manifest, parse_train_log
 from pipeline.reporting.model_card import render_model_card
 from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_columns
-from pipeline.reporting.text_formats import TextEvaluation, TextMetrics, TextScore
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:

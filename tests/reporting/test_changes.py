@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.evaluation.intervals import wilson
 from pipeline.reporting.changes import changes, rows_needed, value_needed, way_to_pass
-from pipeline.reporting.formats import Check
+from pipeline.reporting.formats.gate import Check
 from tests.reporting.card_run import Run
 from tests.reporting.pages import read_page
 

@@ -3,7 +3,10 @@ import pandas as pd
 import pytest
 
 from pipeline.reporting.figures import envelope, group_bar, nice_ticks, percent, trailing_mean, training_curve
-from pipeline.reporting.formats import Check, Estimate, Evaluation, Group, Step
+from pipeline.reporting.formats.gate import Check
+from pipeline.reporting.formats.metrics import Group
+from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.formats.training import Evaluation, Step
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.reporting.forest import ForestRow, forest, forest_of_differences, forest_of_shares
-from pipeline.reporting.formats import Check, Estimate, Fairness, Metrics, ReliabilityBin
+from pipeline.reporting.formats.gate import Check
+from pipeline.reporting.formats.metrics import Fairness, Metrics, ReliabilityBin
+from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.reliability import reliability_diagram
 from tests.reporting.card_run import GROUPS, LABELS, Run
 from tests.reporting.pages import Element, read_page

@@ -1,10 +1,11 @@
-"""The reports of a task with free-text targets, as typed records (see formats)."""
+"""The reports of a task with free-text targets."""
 
 from typing import Any
 
 from pydantic import model_validator
 
-from pipeline.reporting.formats import Estimate, Evaluated, Record
+from pipeline.reporting.formats.record import Estimate, Record
+from pipeline.reporting.formats.training import Evaluated
 
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StageInputError
+from pipeline.evaluation.intervals import estimate, proportion
 from pipeline.layout import Layout, stage_named
 from pipeline.params import GateParams, TaskParams, load_task
 from pipeline.records import sha256_file, write_json, write_parquet
@@ -21,7 +22,28 @@ SHARES = (0.107, 0.081, 0.077, 0.067, 0.060, 0.013)
 
 NO_DRIFT = {"task": "tweet_sentiment", "on_drift": "report", "rows": {"current": 13000}, "checks": []}
 
-NOTHING_PROBED = {"task": "tweet_sentiment", "batch_invariance": {"rows": 16, "largest_difference": 0.0, "flips": 0}}
+MIXED = {"negative": 60, "neutral": 50, "positive": 40}
+
+
+def steady(count: int, n: int) -> dict[str, object]:
+    """A rate that is no reason to refuse."""
+    return dict(proportion(count, n, 0.95, "none"))
+
+
+PROBED = {
+    "task": "tweet_sentiment",
+    "labels": ["negative", "neutral", "positive"],
+    "confidence_level": 0.95,
+    "minimum_rows": 50,
+    "swaps": {name: {"flip_rate": steady(4, 90), "predicted": MIXED} for name in ("pronouns", "gender_terms")},
+    "robustness": {"predicted": MIXED, "worst_case_drop": steady(25, 150)},
+    "tests": {
+        "a link at the end": {"kind": "invariance", "failure_rate": steady(20, 150), "predicted": MIXED},
+        "added praise": {"kind": "directional", "failure_rate": steady(2, 150), "predicted": MIXED},
+    },
+    "batch_invariance": {"rows": 16, "largest_difference": 0.0, "flips": 0},
+    "bias": {"crows_pairs": {"skipped": None, "change": estimate(-0.05, (-0.13, 0.03), 120)}},
+}
 
 NO_LEAKS = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
 
@@ -56,7 +78,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
         write_json(layout.path("drift"), NO_DRIFT)
         write_comparison(layout)
         pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), NO_LEAKS)
-        write_json(layout.path("behaviour"), NOTHING_PROBED)
+        write_json(layout.path("behaviour"), PROBED)
         write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
         write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
         write_json(layout.path("score_report"), {"rows": rows})
@@ -85,7 +107,10 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     }
     rule: GateParams = params.gate
     groups = sum(len(threshold.groups) for threshold in rule.group_thresholds)
-    planned = 6 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds)
+    behaviour = rule.behaviour
+    probes = len(behaviour.swaps) + len(behaviour.tests) + len(behaviour.bias_increase) + 2  # the worst case and batch invariance
+    assert probes == 7
+    planned = 5 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds) + probes
     assert len(report["checks"]) == planned
 
 

@@ -16,6 +16,7 @@ from pipeline.engine.writing import Answer, Writer, generation_examples, make_wr
 from pipeline.evaluation.row_scores import row_scores
 from pipeline.examples import rows_of, task_base_model, task_template, writing_settings
 from pipeline.layout import Paths
+from pipeline.lora_baseline import training_costs
 from pipeline.params import TaskParams, placeholders
 from pipeline.progress import Progress
 from pipeline.records import read_parquet, write_json, write_parquet
@@ -60,6 +61,7 @@ def score_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str
         "rows": len(test),
         "seconds_per_row": seconds,
         "tokens_per_row": tokens,
+        "training_cost": training_costs(inputs, None),
     }
     write_json(outputs.score_report, report)
     return report

@@ -106,7 +106,7 @@ def make_learner(
     adapters = [
         build_peft_module(
             base=base,
-            settings=LoraSettings(rank=tune.method.rank, alpha=tune.method.alpha) if isinstance(tune.method, Lora) else _method(tune),
+            settings=_lora(tune.method) if isinstance(tune.method, Lora) else _method(tune),
             num_virtual_tokens=plan.num_virtual_tokens,
             embeddings=start,
             seed=plan.seed,
@@ -120,6 +120,11 @@ def make_learner(
 def _method(tune: TuneParams) -> MethodSettings:
     assert not isinstance(tune.method, Lora)
     return MethodSettings(name=tune.method.kind, **tune.method.model_dump(exclude={"kind"}))
+
+
+def _lora(method: Lora) -> LoraSettings:
+    names = None if method.target_modules == "all-linear" else tuple(method.target_modules)
+    return LoraSettings(rank=method.rank, alpha=method.alpha, target_modules=names)
 
 
 def _start(base: BaseModel, verbalizers: Verbalizers | None, plan: Plan, examples: Sequence[Example]) -> torch.Tensor:

@@ -65,10 +65,11 @@ OTHER_FIELDS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """LoRA (Hu et al. 2021) on every linear layer but the output's; its update is scaled by `alpha / rank`."""
+    """LoRA (Hu et al. 2021) on every linear layer but the output's, or on those whose names end so; its update is scaled by `alpha / rank`."""
 
     rank: int = 8
     alpha: int = 16
+    target_modules: tuple[str, ...] | None = None
 
 
 class PeftModule(torch.nn.Module):
@@ -125,7 +126,10 @@ def build_peft_module(
     count = num_virtual_tokens if embeddings is None else embeddings.shape[0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = _peft_model(base, _config(base, settings, count))
+        try:
+            model = _peft_model(base, _config(base, settings, count))
+        except ValueError as error:  # PEFT: target modules that the base model does not have, or that are no linear layers
+            raise BaseModelError(f"{method} does not fit the base model {base.source['id']}: {error}") from error
         _draw_head(model)
     if not isinstance(settings, LoraSettings) and settings.name != "prefix_tuning":
         if embeddings is None:
@@ -218,7 +222,8 @@ def _config(base: BaseModel, settings: MethodSettings | LoraSettings, count: int
     common: dict[str, Any] = {"task_type": TASKS[base.architecture], "modules_to_save": list(base.head_modules)}
     if isinstance(settings, LoraSettings):
         # PEFT leaves modules_to_save alone, which are trained whole.
-        return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", **common)
+        names = "all-linear" if settings.target_modules is None else list(settings.target_modules)
+        return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names, **common)
     if settings.name == "prefix_tuning":
         sizes = _cache_sizes(base)
         if settings.encoder_hidden_size:

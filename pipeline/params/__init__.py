@@ -49,7 +49,7 @@ from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import PromptParams
 from pipeline.params.section import placeholders
 from pipeline.params.task import SECTIONS, TaskParams, load, load_task
-from pipeline.params.tune import Init, Lora, TunedPromptInit, TuneParams
+from pipeline.params.tune import Init, Lora, LoraBaselineParams, PlainInit, TrialsParams, TunedPromptInit, TuneParams
 
 __all__ = [
     "BUILT_IN_SWAPS",
@@ -81,11 +81,13 @@ __all__ = [
     "Init",
     "InvarianceTest",
     "Lora",
+    "LoraBaselineParams",
     "MinimumFunctionalityTest",
     "NearDuplicateParams",
     "PackageFileSource",
     "PairFile",
     "Perturbation",
+    "PlainInit",
     "ProfileParams",
     "PromotionParams",
     "PromptParams",
@@ -96,6 +98,7 @@ __all__ = [
     "SqlSource",
     "TaskParams",
     "TextGroups",
+    "TrialsParams",
     "TuneParams",
     "TunedPromptInit",
     "ValidateParams",

@@ -18,9 +18,11 @@ from pipeline.params.ingest import IngestParams
 from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
-from pipeline.params.tune import TuneParams
+from pipeline.params.tune import Lora, LoraBaselineParams, TuneParams
 from pipeline.params_file import describe, listed, merge, read_yaml
-from pipeline.variants import HARD_PROMPT, TUNED, task_variants
+from pipeline.variants import HARD_PROMPT, LORA, TUNED, task_variants
+
+NO_HARD_PROMPTS = "prompt.hard_prompts is empty"
 
 
 class TaskParams(Section):
@@ -35,6 +37,7 @@ class TaskParams(Section):
     prompt: PromptParams
     base_model: BaseModelParams
     tune: TuneParams
+    lora_baseline: LoraBaselineParams
     score: ScoreParams
     evaluate: EvaluateParams
     compare: CompareParams
@@ -49,7 +52,7 @@ class TaskParams(Section):
         answer = list(_answer_problems(self))
         problems = [*answer, *_field_problems(self), *_group_problems(self), *_behaviour_problems(self)]
         if not answer:  # else nothing says which metrics and baselines there are
-            problems += [*free_text_problems(self), *_metric_problems(self), *_baseline_problems(self)]
+            problems += [*free_text_problems(self), *_metric_problems(self), *_baseline_problems(self), *_lora_problems(self)]
         if problems:
             summary = "; ".join(f"{path}: {problem}" for path, problem in problems)
             raise PydanticCustomError("sections_disagree", "{summary}", {"summary": summary, "problems": problems})
@@ -100,7 +103,8 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     scored = task_variants(params)
     others = " or ".join(name for name in scored if name != TUNED)
     metrics = TEXT_METRICS if params.prompt.free_text else ("accuracy", "macro_f1")
-    said = "prompt.hard_prompts is empty" if not params.prompt.hard_prompts else "score.few_shot_per_label is 0"
+    no_prompts = not params.prompt.hard_prompts
+    reasons = {"lora": "lora_baseline.enabled is false", "few_shot": "score.few_shot_per_label is 0"}
     for kind in ("change_thresholds", "guards"):
         thresholds: list[ChangeThreshold | Guard] = getattr(params.gate, kind)
         for index, threshold in enumerate(thresholds):
@@ -110,12 +114,23 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
             if threshold.baseline not in scored and params.prompt.free_text:
                 yield f"gate.{kind}.{index}.baseline", f"this task has no {threshold.baseline}; use {others}"
             elif threshold.baseline not in scored:
+                said = NO_HARD_PROMPTS if no_prompts and threshold.baseline != LORA else reasons.get(threshold.baseline, "this task answers labels")
                 yield f"gate.{kind}.{index}.baseline", f"{said}, so there is no {threshold.baseline}; use {others}"
     if HARD_PROMPT in scored:
         return
     for name, limit in params.gate.cost:
         if limit is not None:
-            yield f"gate.cost.{name}", f"{said}, so there is no hard_prompt to compare the cost with; write null"
+            yield f"gate.cost.{name}", f"{NO_HARD_PROMPTS}, so there is no hard_prompt to compare the cost with; write null"
+
+
+def _lora_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
+    """(dotted path, problem) where a LoRA baseline is asked for that cannot be trained, or would be compared with itself."""
+    if not params.lora_baseline.enabled:
+        return
+    if params.prompt.free_text:
+        yield "lora_baseline.enabled", "LoRA is trained to answer labels only, and ingest.columns.target is free text; write false"
+    if isinstance(params.tune.method, Lora):
+        yield "lora_baseline.enabled", "tune.method is lora already, which would be compared with itself; write false"
 
 
 def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

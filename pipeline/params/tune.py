@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.params.section import Fraction, PositiveFloat, PositiveInt, Section, Seed
 
@@ -43,12 +43,40 @@ class PrefixTuning(Section):
     encoder_hidden_size: PositiveInt | None = None
 
 
+def _one_message(value: Any) -> Any:
+    """One message instead of one for each of the two types."""
+    names: list[Any] = value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+    if value != "all-linear" and not (names and all(isinstance(name, str) and name for name in names)):
+        raise ValueError(f"expected `all-linear` or a list of names of linear layers such as [q_proj, v_proj]; found {value!r}")
+    return value
+
+
+TargetModules = Annotated[Literal["all-linear"] | list[str], BeforeValidator(_one_message)]
+
+
 class Lora(Section):
-    """Low-rank factors beside the linear layers (Hu et al. 2021): the reference arm that says when prompt tuning is the wrong tool."""
+    """Low-rank factors beside the linear layers (Hu et al. 2021): the reference arm that says when prompt tuning is the wrong tool.
+
+    `target_modules`: `all-linear` is every linear layer but the output's; a list has the ends of their names, such as q_proj.
+    """
 
     kind: Literal["lora"]
     rank: PositiveInt = 8
     alpha: PositiveInt = 16
+    target_modules: TargetModules = "all-linear"
+
+
+class LoraBaselineParams(Section):
+    """A LoRA trained as long as the soft prompt is, on the same examples and seeds: is prompt tuning the right tool for this task?
+
+    Steps, batch, optimiser, schedule, evaluation and seeds are those of `tune`. Off by default, because it costs about as much again.
+    """
+
+    enabled: bool
+    rank: PositiveInt
+    alpha: PositiveInt
+    target_modules: TargetModules
+    learning_rate: PositiveFloat
 
 
 class TextInit(Section):

@@ -1,7 +1,7 @@
 """score: what the tuned prompt and its baselines answer to the same test rows.
 
 The baselines are the best of the task's hard prompts, its own template without a soft prompt (zero-shot) and behind worked examples
-(few-shot), and the majority class. An encoder answers no hard prompt: then there are the tuned prompt and the majority class.
+(few-shot), a LoRA where one was trained, and the majority class. An encoder answers no hard prompt.
 A task with free-text targets is scored by text_scoring.
 """
 
@@ -25,12 +25,13 @@ from pipeline.evaluation.predictions import scored_frame
 from pipeline.examples import labelled_examples, rows_of, task_base_model, task_template, unlabelled_examples
 from pipeline.few_shot import make_few_shot
 from pipeline.layout import Paths
+from pipeline.lora_baseline import lora_bundle, training_costs
 from pipeline.manifest import verify_bundle
 from pipeline.params import TaskParams
 from pipeline.progress import Progress
 from pipeline.records import read_json, read_parquet, write_json, write_parquet
 from pipeline.text_scoring import score_text
-from pipeline.variants import FEW_SHOT, HARD_PROMPT, MAJORITY_CLASS, TUNED, ZERO_SHOT, task_variants
+from pipeline.variants import FEW_SHOT, HARD_PROMPT, LORA, MAJORITY_CLASS, TUNED, ZERO_SHOT, task_variants
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -53,6 +54,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     test, train = read_parquet(inputs.test, columns), read_parquet(inputs.train, columns)
     base = task_base_model(params)
     predictor = load_predictor(inputs.bundle, base=base)
+    lora = lora_bundle(inputs.lora, wanted=params.lora_baseline.enabled)
     baselines = _Baselines(params, base, predictor)
     selection = min(params.score.hard_prompt_selection_rows, len(read_parquet(inputs.validation, ["row_id"])))
     passes = len(task_variants(params)) - 1
@@ -68,6 +70,9 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
             asked[ZERO_SHOT] = asked[HARD_PROMPT] if best == params.prompt.template else baselines.hard_prompt(params.prompt.template)
         if few_shot and few_shot.skipped is None:
             asked[FEW_SHOT] = baselines.behind(few_shot.template)
+        if lora is not None:
+            tuned = load_predictor(lora, base=base)
+            asked[LORA] = _Asked(tuned.ranker, tuned.template)
         answered = _answer(asked, test, params, progress)
     majority, shares = _majority_class(train, params)
     probabilities = {name: scores for name, (scores, _) in answered.items()} | {MAJORITY_CLASS: np.tile(shares, (len(test), 1))}
@@ -82,6 +87,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         "rows": len(test),
         "seconds_per_row": {name: seconds for name, (_, seconds) in answered.items()},
         "tokens_per_row": {name: _tokens_per_row(one, test) for name, one in asked.items()},
+        "training_cost": training_costs(inputs, lora),
     }
     write_json(outputs.score_report, report)
     return report

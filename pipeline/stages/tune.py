@@ -42,6 +42,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
     writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
     """
+    return train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage="tune")
+
+
+def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str, stage: str) -> dict[str, Any]:
+    """Train what `params.tune` says and write it as `bundle` of `task`, with its `train_log`; returns the manifest, empty where another process writes."""
     tune = params.tune
     base = task_base_model(params)
     template = task_template(params, base)
@@ -54,7 +59,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     log: list[Record] = []
     metrics: dict[int, str] = {}
     machine = SystemMetrics(lambda: gpu_usage(base.device))
-    with process_group(base.device) as processes, stop_requested() as stop, Progress("tune", tune.maximum_steps, "step") as progress:
+    with process_group(base.device) as processes, stop_requested() as stop, Progress(stage, tune.maximum_steps, "step") as progress:
 
         def on_record(record: Record) -> None:
             log.append(record)
@@ -80,7 +85,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
-    lineage: dict[str, Any] = _lineage(params, inputs, outputs.bundle.name, base, result, best) | {"row_order_sha256": order}
+    lineage: dict[str, Any] = _lineage(params, inputs, task, base, result, best) | {"row_order_sha256": order}
     lineage["training"]["initial_sha256"] = initial[result.best_trial]
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended

@@ -93,7 +93,7 @@ def test_there_is_one_unit_for_each_stage_and_task(stages_in_file: dict[str, Any
     with Repo(str(workspace)) as repo:
         units = [unit.name for unit in repo.index.stages]
     assert sorted(units) == sorted(f"{name}@{task}" for name in STAGE_NAMES for task in TASKS)
-    assert len(units) == 16 * len(TASKS)
+    assert len(units) == 17 * len(TASKS)
 
 
 def _with_checksums(layout: Layout, names: Sequence[str]) -> list[Path]:
@@ -140,11 +140,11 @@ def test_the_layout_and_the_params_name_the_same_sections():
     assert of_stages | set(FLOW_SECTIONS) == set(SECTIONS)
     assert not of_stages & set(FLOW_SECTIONS)
     # What is asked is what is assessed, and the champion is scored as the candidate is.
-    shared = {"probe": "behaviour", "assess_behaviour": "behaviour", "score_champion": "score"}
+    shared = {"tune_lora": "lora_baseline", "probe": "behaviour", "assess_behaviour": "behaviour", "score_champion": "score"}
     own = [stage.name for stage in STAGES if shared.get(stage.name, stage.name) in stage.sections]
     assert own == STAGE_NAMES
     assert all(stage.sections[0] == shared.get(stage.name, stage.name) for stage in STAGES)
-    assert len(SECTIONS) == len(set(SECTIONS)) == 17
+    assert len(SECTIONS) == len(set(SECTIONS)) == 18
 
 
 def test_each_file_is_written_by_one_stage_before_it_is_read():

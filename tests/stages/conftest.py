@@ -50,6 +50,7 @@ def small_task(model: Path) -> dict[str, Any]:
             "evaluate_every": 6,
             "validation_rows": 60,
         },
+        "lora_baseline": {},
         "score": {"hard_prompt_selection_rows": 40, "few_shot_per_label": 1},
         "evaluate": {"bootstrap_replicates": 200},
         "compare": {},

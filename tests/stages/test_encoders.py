@@ -41,10 +41,10 @@ def encoder_workspace(workspace: Path) -> Path:
     return workspace
 
 
-def pefts_probabilities(root: Path, texts: list[str]) -> np.ndarray:
+def pefts_probabilities(root: Path, texts: list[str], bundle: Path | None = None) -> np.ndarray:
     """PEFT's own answers, one text at a time."""
     model = AutoModelForSequenceClassification.from_pretrained(root / "bert", num_labels=2, ignore_mismatched_sizes=True)
-    tuned = PeftModel.from_pretrained(model, Layout(root, TASK).path("bundle")).eval()
+    tuned = PeftModel.from_pretrained(model, bundle or Layout(root, TASK).path("bundle")).eval()
     tokenizer = AutoTokenizer.from_pretrained(root / "bert")
     found: list[np.ndarray] = []
     for text in texts:

@@ -125,7 +125,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "report",
-        ("report", "prompt"),
+        ("report", "prompt", "compare"),
         (
             "ingest_report",
             "data_report",

@@ -114,7 +114,11 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
             if threshold.baseline not in scored and params.prompt.free_text:
                 yield f"gate.{kind}.{index}.baseline", f"this task has no {threshold.baseline}; use {others}"
             elif threshold.baseline not in scored:
-                said = NO_HARD_PROMPTS if no_prompts and threshold.baseline != LORA else reasons.get(threshold.baseline, "this task answers labels")
+                said = (
+                    NO_HARD_PROMPTS
+                    if no_prompts and threshold.baseline != LORA
+                    else reasons.get(threshold.baseline, "this task answers labels")
+                )
                 yield f"gate.{kind}.{index}.baseline", f"{said}, so there is no {threshold.baseline}; use {others}"
     if HARD_PROMPT in scored:
         return

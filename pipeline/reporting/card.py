@@ -23,6 +23,7 @@ from pipeline.reporting.formats.metrics import Attribute, Comparison, Fairness, 
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.formats.training import Evaluation, Manifest, TrainLog
 from pipeline.reporting.reliability import reliability_diagram
+from pipeline.reporting.worth import Worth, worth_of
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ class CommonInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class CardInputs(CommonInputs):
-    """Everything that the card of a task with labels shows."""
+    """Everything that the card of a task with labels shows; `metric` is what candidates are compared by, accuracy or macro_f1."""
 
     train_log: TrainLog[Evaluation]
     score: Score
     metrics: Metrics
     fairness: Fairness
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         "level": f"{metrics.confidence_level:.0%}",
         "variants": variants,
         "comparisons": _comparisons(metrics),
+        "worth": worth_of_labels(inputs),
         "variant_charts": [
             (name, [_variant_bar(label, record, key) for label, record in variants.items()]) for key, name in METRIC_NAMES.items()
         ],
@@ -126,6 +129,17 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
         "attributes": [_attribute_view(name, record, inputs.gate.checks) for name, record in inputs.fairness.attributes.items()],
         "examples": (("Right", right), ("Wrong", wrong)),
     }
+
+
+def worth_of_labels(inputs: CardInputs) -> Worth | None:
+    """Whether prompt tuning pays, by the metric that candidates are compared by; None where a LoRA was tuned instead."""
+    if inputs.manifest.training.method == "lora":
+        return None
+    gains = {
+        name.removeprefix("tuned_minus_"): getattr(found, inputs.metric) for name, found in inputs.metrics.comparisons if found is not None
+    }
+    without = "No LoRA was trained to compare with (lora_baseline.enabled)"
+    return worth_of(METRIC_NAMES[inputs.metric], gains, inputs.score.training_cost, without_lora=without)
 
 
 def common_context(inputs: CommonInputs, task: str) -> dict[str, Any]:
@@ -297,6 +311,7 @@ def _comparisons(metrics: Metrics) -> list[tuple[str, Comparison]]:
         ("hard prompt", metrics.comparisons.tuned_minus_hard_prompt),
         ("zero-shot prompt", metrics.comparisons.tuned_minus_zero_shot),
         ("few-shot prompt", metrics.comparisons.tuned_minus_few_shot),
+        ("LoRA", metrics.comparisons.tuned_minus_lora),
         ("majority class", metrics.comparisons.tuned_minus_majority_class),
     )
     return [(name, comparison) for name, comparison in named if comparison is not None]

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.reporting.card import CardInputs, environment, figure, interval, lineage
+from pipeline.reporting.card import CardInputs, environment, figure, interval, lineage, worth_of_labels
 from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import visible_pieces
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.text_card import METRIC_NAMES as TEXT_METRIC_NAMES
-from pipeline.reporting.text_card import TextCardInputs
+from pipeline.reporting.text_card import TextCardInputs, worth_of_text
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _context(inputs: CardInputs | TextCardInputs) -> dict[str, Any]:
         "level": f"{inputs.metrics.confidence_level:.0%}",
         "variants": list(variants),
         "rows": rows,
+        "worth": worth_of_text(inputs) if isinstance(inputs, TextCardInputs) else worth_of_labels(inputs),
         "groups": {} if isinstance(inputs, TextCardInputs) else inputs.fairness.attributes,
         "free_text": isinstance(inputs, TextCardInputs),
         "changes": changes(inputs.gate.checks),

@@ -13,6 +13,7 @@ from pipeline.reporting.figures import Bar, smoothing_window, training_curve
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
 from pipeline.reporting.formats.training import TrainLog
+from pipeline.reporting.worth import Worth, worth_of
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
         "variants": variants,
         "gain": metrics.comparisons["tuned_minus_hard_prompt"],
         "comparisons": [(name.removeprefix("tuned_minus_").replace("_", " "), found) for name, found in metrics.comparisons.items()],
+        "worth": worth_of_text(inputs),
         "variant_bars": [_bar(name, getattr(variant, metrics.metric)) for name, variant in variants.items()],
         "curve": curve,
         "window": smoothing_window(inputs.train_log.steps),
@@ -90,6 +92,13 @@ def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
         "examples": written_examples(inputs.predictions, metrics.metric, inputs.examples, inputs.seed),
         "hard_prompts": [Candidate(item["template"], float(item[metrics.metric]), int(item["rows"])) for item in inputs.score.hard_prompts],
     }
+
+
+def worth_of_text(inputs: TextCardInputs) -> Worth:
+    """Whether prompt tuning pays, by the metric of the task; free text has no LoRA to compare with."""
+    metric = inputs.metrics.metric
+    gains = {name.removeprefix("tuned_minus_"): found[metric] for name, found in inputs.metrics.comparisons.items()}
+    return worth_of(METRIC_NAMES[metric], gains, {}, without_lora="A LoRA is not trained for answers in free text")
 
 
 def written_examples(predictions: "pd.DataFrame", metric: str, count: int, seed: int) -> list[WrittenExample]:

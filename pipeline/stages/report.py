@@ -53,6 +53,7 @@ def _read(params: TaskParams, inputs: Paths) -> CardInputs:
         score=_typed(Score, inputs, "score_report"),
         metrics=metrics,
         fairness=_typed(Fairness, inputs, "fairness"),
+        metric=params.compare.metric,
     )
 
 

@@ -57,6 +57,7 @@ def _package_data(modules: set[str]) -> set[str]:
         "reliability",
         "trials",
         "verdict",
+        "worth",
     )
     names = ["card.css", "card.html.jinja", "model_card.md.jinja", "text_card.html.jinja", *(f"card_{part}.html.jinja" for part in parts)]
     return {f"pipeline/reporting/{name}" for name in names} if "pipeline.reporting" in modules else set()

@@ -91,6 +91,7 @@ def write_bundle(bundle: Path, seed: int) -> None:
 def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int = 3) -> None:
     layout = Layout(root, TASK)
     write_bundle(layout.path("bundle"), seed)
+    write_json(layout.path("lora") / "lora.json", {"task": TASK, "enabled": False, "reason": "lora_baseline.enabled is false"})
     per_class = {label: {"precision": estimate(0.5), "recall": estimate(0.25), "f1": estimate(0.4), "support": 33} for label in LABELS}
     variant = {
         "accuracy": estimate(0.625),

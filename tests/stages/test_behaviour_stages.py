@@ -114,7 +114,7 @@ def test_the_gate_judges_the_probes(tuned: Path) -> None:
         "bias_increase": {"mine": 1.0},
     }
     change(tuned, "gate", {"behaviour": limits})
-    for stage in ("profile", "reference", "drift", "score", "score_champion", "compare", "evaluate", "assess_fairness"):
+    for stage in ("profile", "reference", "drift", "tune_lora", "score", "score_champion", "compare", "evaluate", "assess_fairness"):
         run_stage(tuned, stage, TASK)
     run_both(tuned)
     run_stage(tuned, "gate", TASK)

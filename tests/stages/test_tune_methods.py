@@ -23,7 +23,7 @@ from pipeline.records import read_json, read_jsonl, read_parquet
 from tests.engine.tiny_models import save_model
 from tests.stages.conftest import TASK
 
-STAGES = ("ingest", "validate", "split", "tune", "score", "evaluate")
+STAGES = ("ingest", "validate", "split", "tune", "tune_lora", "score", "evaluate")
 
 
 def change(root: Path, section: str, **values: Any) -> None:

@@ -26,6 +26,15 @@ class FewShotPrompt(Record):
     skipped: str | None
 
 
+class TrainingCost(Record):
+    """What a training took: `seconds` of its optimiser steps, and the numbers that the adapter holds."""
+
+    seconds: float
+    steps: int
+    trials: int
+    values: int
+
+
 class Score(Record):
     """What the score stage wrote; `hard_prompt` is null when the base model answers none."""
 
@@ -34,6 +43,7 @@ class Score(Record):
     few_shot: FewShotPrompt | None = None
     rows: int
     seconds_per_row: dict[str, float | None]
+    training_cost: dict[str, TrainingCost] = Field(default_factory=dict[str, TrainingCost])
     majority_class: str
 
 
@@ -78,6 +88,7 @@ class Variants(Record):
     hard_prompt: VariantMetrics | None = None
     zero_shot: VariantMetrics | None = None
     few_shot: VariantMetrics | None = None
+    lora: VariantMetrics | None = None
     majority_class: VariantMetrics
 
 
@@ -94,6 +105,7 @@ class Comparisons(Record):
     tuned_minus_hard_prompt: Comparison | None = None
     tuned_minus_zero_shot: Comparison | None = None
     tuned_minus_few_shot: Comparison | None = None
+    tuned_minus_lora: Comparison | None = None
     tuned_minus_majority_class: Comparison
 
 

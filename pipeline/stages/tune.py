@@ -33,6 +33,7 @@ from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256
 from pipeline.system_metrics import SystemMetrics
 from pipeline.trials import Plan, make_learner, training_settings, trial_plans, trial_settings
 
+STAGE = "tune"
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 
@@ -42,7 +43,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
     writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
     """
-    return train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage="tune")
+    return train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage=STAGE)
 
 
 def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str, stage: str) -> dict[str, Any]:

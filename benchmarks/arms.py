@@ -103,9 +103,13 @@ def engine_learner(
 def train_with_engine(
     task: Task, batches: Batches, start: torch.Tensor, *, method: Method = "prompt_tuning", full_vocabulary: bool = False
 ) -> Run:
-    """Training steps of the engine's loop, in the deterministic mode in which it trains."""
-    learner = engine_learner(task, start, method=method, full_vocabulary=full_vocabulary)
-    optimiser = OptimiserSettings(learning_rate=LEARNING_RATE, schedule="linear", maximum_steps=len(batches))
+    """Training steps of the engine's loop from `start`."""
+    return run_engine(engine_learner(task, start, method=method, full_vocabulary=full_vocabulary), batches, learning_rate=LEARNING_RATE)
+
+
+def run_engine(learner: SharedPrefixLearner, batches: Batches, *, learning_rate: float) -> Run:
+    """Train on the batches with Trainer's defaults (AdamW, linear to 0, gradients clipped at 1), in the deterministic mode in which the engine trains."""
+    optimiser = OptimiserSettings(learning_rate=learning_rate, schedule="linear", maximum_steps=len(batches))
     settings = TrainingSettings(
         maximum_gradient_norm=1.0,
         batch_size=len(batches[0]),
@@ -120,9 +124,9 @@ def train_with_engine(
     losses: list[float] = []
     with deterministic_algorithms():
         for step in range(len(batches)):
-            started = now(task.base)
+            started = now(learner.base)
             losses.append(take_step(learner, [trial], step, settings)[0]["loss"])
-            seconds.append(now(task.base) - started)
+            seconds.append(now(learner.base) - started)
     return Run(seconds, sum(losses) / len(losses))
 
 

@@ -1,10 +1,27 @@
 """The arms do the same work: same loss and gradient from the same soft prompt, the same number of examples, each arm its own order."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks.arms import ARMS, ENGINE, ENGINE_FULL, ENGINE_PREFIX, PREFIX, TRAINER, Run, gradient_error, start_values, training_row
+from benchmarks import quality
+from benchmarks.arms import (
+    ARMS,
+    ENGINE,
+    ENGINE_FULL,
+    ENGINE_PREFIX,
+    PREFIX,
+    TRAINER,
+    Run,
+    gradient_error,
+    peft_weight,
+    start_values,
+    training_row,
+)
+from benchmarks.demo_task import Demo
 from benchmarks.epochs import engine_epoch, evenly_spaced, grouped_epoch, random_epoch, width
+from pipeline.params import load_task
 
 BATCH_SIZE = 8
 
@@ -75,3 +92,19 @@ def test_evenly_spaced_batches_stand_for_the_epoch(examples):
     lengths = sorted(width(batch) for batch in epoch)
     assert [width(batch) for batch in evenly_spaced(epoch, 48)] == lengths
     assert [width(batch) for batch in evenly_spaced(epoch, 2)] == [lengths[12], lengths[36]]
+
+
+@pytest.mark.parametrize("rate", [5e-5, 1e-2, 3e-2])
+def test_pefts_settings_in_the_engine_leave_the_soft_prompt_that_trainer_leaves(task, examples, rate):
+    demo = Demo(load_task(Path(__file__).parents[2] / "params.yaml", "tweet_sentiment"), {}, {})
+    data = quality.Data(examples, [], [])
+    wanted = quality.Configuration(
+        side=quality.PEFT, init="RANDOM", learning_rate=rate, seed=3, steps=12, batch_size=8, num_virtual_tokens=4, dtype="float32"
+    )
+    start = peft_weight(quality.peft_start(task, demo, wanted)).detach().clone()
+    theirs = quality.tune_with_peft(task, demo, data, wanted)
+    ours = quality.tune_with_pefts_settings(task, demo, data, wanted)
+    moved = (theirs - start).norm()
+    assert moved > 0
+    assert (ours - theirs).norm() <= 1e-3 * moved
+    assert not task.base.model.training

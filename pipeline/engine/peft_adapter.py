@@ -22,7 +22,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.methods import MethodSettings, TunedModule, build_method
-from pipeline.engine.soft_prompt import CONFIG_FILE, LARGEST_CONFIG, WEIGHTS_FILE, check_plain_file, read_tensors, tensor_sha256
+from pipeline.engine.soft_prompt import (
+    CONFIG_FILE,
+    LARGEST_CONFIG,
+    WEIGHTS_FILE,
+    SoftPrompt,
+    check_plain_file,
+    read_tensors,
+    tensor_sha256,
+)
 from pipeline.engine.support import Architecture, check_supported
 from pipeline.errors import BaseModelError, BundleError
 
@@ -87,6 +95,11 @@ class PeftModule(torch.nn.Module):
     def model(self) -> Any:
         """The PeftModel."""
         return self._models[0]
+
+    def soft_prompt(self) -> SoftPrompt | None:
+        """A copy of the virtual tokens that stand before the input; None for an adapter that has none (LoRA, a prefix of keys and values)."""
+        encoder = next((module for module in self.model.modules() if isinstance(module, _PromptEncoder)), None)
+        return encoder.tuned().detached() if encoder else None
 
 
 class _PromptEncoder(torch.nn.Module):

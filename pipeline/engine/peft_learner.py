@@ -15,6 +15,7 @@ from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, scoring_order
 from pipeline.engine.objectives import Classification, Result
 from pipeline.engine.peft_adapter import PeftModule
+from pipeline.engine.soft_prompt import SoftPrompt
 from pipeline.errors import BaseModelError
 
 
@@ -52,6 +53,10 @@ class PeftLearner:
     def result(self, outputs: torch.Tensor, examples: Sequence[Example]) -> Result:
         """See Learner."""
         return self.objective.result(outputs, examples)
+
+    def soft_prompt(self, trial: int) -> SoftPrompt | None:
+        """A copy of what this trial has learnt, where that is virtual tokens before the input."""
+        return self.modules[trial].soft_prompt()
 
     def log_probabilities(
         self, trial: int, examples: Sequence[Example], advance: Callable[[int], None] = lambda rows: None

@@ -23,15 +23,15 @@ def behaviour_checks(limits: BehaviourThresholds, behaviour: Record) -> list[Che
 
 
 def _planned(limits: BehaviourThresholds, behaviour: Record) -> Iterator[Planned]:
-    for kind, thresholds in (("swaps", limits.swaps), ("pairs", limits.pairs)):
+    for kind, called, thresholds in (("swaps", "swap", limits.swaps), ("pairs", "pairs", limits.pairs)):
         for name, limit in thresholds.items():
             path = (kind, name)
-            rate = partial(_judge_rate, behaviour, (*path, "flip_rate"), limit.maximum_flip_rate, f"The flip rate of {kind} {name}")
-            yield Planned(f"flip rate of {kind} {name}", RATE, limit.maximum_flip_rate, rate, "rows that the swap changed", WILSON)
+            rate = partial(_judge_rate, behaviour, (*path, "flip_rate"), limit.maximum_flip_rate, f"The flip rate of the {called} {name}")
+            yield Planned(f"flip rate of {called} {name}", RATE, limit.maximum_flip_rate, rate, "rows that the swap changed", WILSON)
             if limit.maximum_shift is not None:
-                shift = partial(_judge_shift, behaviour, path, limit.maximum_shift)
+                shift = partial(_judge_shift, behaviour, path, limit.maximum_shift, f"the {called} {name}")
                 rule = "PASS when every label's interval is within -limit and limit; FAIL when one is outside; else INCONCLUSIVE"
-                yield Planned(f"shift of {kind} {name}", rule, limit.maximum_shift, shift, "rows with words of one side alone", BOOTSTRAP)
+                yield Planned(f"shift of {called} {name}", rule, limit.maximum_shift, shift, "rows with words of one side alone", BOOTSTRAP)
     yield from _robustness(limits, behaviour)
     for name, maximum in limits.tests.items():
         judge = partial(_judge_rate, behaviour, ("tests", name, "failure_rate"), maximum, f"The failure rate of test {name}")
@@ -81,22 +81,20 @@ def _judge_worst_case(behaviour: Record, minimum: float) -> Finding:
     return _decided_by(against_minimum(figure, minimum, what), figure, minimum, rising=False)
 
 
-def _judge_shift(behaviour: Record, path: tuple[str, ...], maximum: float) -> Finding:
+def _judge_shift(behaviour: Record, path: tuple[str, ...], maximum: float, called: str) -> Finding:
     labels: list[str] = at(behaviour, ("labels",), RECORD)
     found = [(label, _rate(behaviour, (*path, "shift", label), f"The shift of {label}", lowest=-1.0)) for label in labels]
     if not found:
         raise NoFigure("ERROR", "The behaviour record names no labels.")
     _refuse_constant_answers(behaviour, path)
     label, widest = max(found, key=lambda pair: max(abs(pair[1].low), abs(pair[1].high)))
-    said = f"The largest shift of {' '.join(path)}, of label {label}, is {widest}"
+    said = f"The largest shift of {called}, of label {label}, is {widest}"
     if all(-maximum <= figure.low and figure.high <= maximum for _, figure in found):
         return Finding("PASS", f"{said}: every label's interval is within {maximum:.3f} of 0.", widest)
     outside = [(name, figure) for name, figure in found if figure.low > maximum or figure.high < -maximum]
     if outside:
         name, figure = outside[0]
-        return Finding(
-            "FAIL", f"The shift of {' '.join(path)} of label {name} is {figure}: its interval is outside {maximum:.3f} of 0.", figure
-        )
+        return Finding("FAIL", f"The shift of {called}, of label {name}, is {figure}: its interval is outside {maximum:.3f} of 0.", figure)
     return Finding("INCONCLUSIVE", f"{said}: an interval reaches beyond {maximum:.3f} of 0, so these rows cannot decide.", widest)
 
 
@@ -109,7 +107,8 @@ def _judge_batch(behaviour: Record, maximum: float) -> Finding:
     value = number_in(at(record, ("largest_difference",), "batch invariance"), "the largest difference", None, rows)
     if not 0 <= value <= 1:
         raise NoFigure("ERROR", f"The largest difference of a probability is {value}, expected one within 0 and 1.", rows)
-    said = f"A row alone and in a batch differ by at most {value:.2g} in a probability and in {flips} labels, over {rows} rows"
+    differ = f"{flips} of {rows} rows get another label" if flips else f"each of {rows} rows gets the same label"
+    said = f"Asked alone and in a batch, {differ}, and a probability differs by at most {value:.2g}"
     if value > maximum or flips:
         return Finding("FAIL", f"{said}: the limit is {maximum:.2g} and no label.", value=value, n=rows)
     return Finding("PASS", f"{said}: within the limit of {maximum:.2g}.", value=value, n=rows)

@@ -27,22 +27,30 @@ KEYS = (
     "method",
 )
 _RECORD = "the comparison record"
+_FIRST_VERSION = {"thresholds": "PASS, and the other checks decide", "ask": "INCONCLUSIVE, and a person decides"}
 _TOLERANCE = 1e-9
 
 
 def comparison_checks(compare: CompareParams, comparison: Record, metrics: Record) -> list[Check]:
-    """The one check of the candidate against the champion, on the record of the stage `compare`."""
+    """The one check of the candidate against the champion, on the record of the stage `compare`.
+
+    A first version has neither figure nor limit: nothing is compared, and the rule says who decides.
+    """
+    first = "champion" in comparison and comparison["champion"] is None
     superior = compare.mode == "superior"
-    if superior and compare.metric == "accuracy":
+    if first:
+        rule = f"without a champion: {_FIRST_VERSION[compare.first_version]}"
+    elif superior and compare.metric == "accuracy":
         rule = "PASS when one-sided exact McNemar p <= level; FAIL when value <= 0; else INCONCLUSIVE"
     elif superior:
         rule = "PASS when low > 0; FAIL when value <= 0; else INCONCLUSIVE"
     else:
         rule = "PASS when low >= limit; FAIL when high < limit; else INCONCLUSIVE"
-    limit = 0.0 if superior else -compare.margin
+    limit = None if first else 0.0 if superior else -compare.margin
     judge = partial(_judge, compare, comparison, metrics)
     name = f"{compare.metric} minus champion"
-    return judged([Planned(name, rule, limit, judge, "test rows that both answered", method_of(compare.metric))])
+    rows, method = (None, None) if first else ("test rows that both answered", method_of(compare.metric))
+    return judged([Planned(name, rule, limit, judge, rows, method)])
 
 
 def _judge(compare: CompareParams, comparison: Record, metrics: Record) -> Finding:
@@ -69,8 +77,7 @@ def _first_version(compare: CompareParams, comparison: Record) -> Finding:
     if not isinstance(reason, str) or not reason or comparison["comparable"] is not False:
         raise NoFigure("ERROR", "The comparison record names neither a champion nor the reason why there is none.")
     if compare.first_version == "thresholds":
-        said = f"This is recorded as a first version ({reason}): no row was compared, and the other checks alone decide."
-        return Finding("PASS", said, value=0.0, n=0)
+        return Finding("PASS", f"This is a first version ({reason}): there is nothing to compare with, and the other checks decide.")
     return Finding("INCONCLUSIVE", f"This is a first version ({reason}), and compare.first_version asks a person to decide.")
 
 

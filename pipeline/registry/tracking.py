@@ -50,6 +50,7 @@ _FILES = (
     "leakage",
     "drift",
     "train_log",
+    "virtual_tokens",
     "score_report",
     "metrics",
     "comparison",

@@ -4,40 +4,45 @@ The page asks for nothing from outside: styles and figures are inside it, its co
 requests, and every text from a report or a data row is escaped. The same inputs give the same bytes.
 """
 
-import math
-import posixpath
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.layout import FILES
+from pipeline.reporting.behaviour import behaviour_view
+from pipeline.reporting.champion import champion_view, confusion_matrix
 from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import choose_examples
-from pipeline.reporting.figures import Bar, Curve, group_bar, percent, smoothing_window, training_curve
+from pipeline.reporting.figures import Bar, Curve, group_bar, smoothing_window, training_curve
 from pipeline.reporting.forest import forest_of_differences, forest_of_shares
-from pipeline.reporting.formats.data import Data, Drift, DriftCheck, Ingest, Split
+from pipeline.reporting.formats.behaviour import Behaviour
+from pipeline.reporting.formats.comparison import ChampionComparison
+from pipeline.reporting.formats.data import Data, Drift, Ingest, Split
 from pipeline.reporting.formats.gate import Check, Gate
 from pipeline.reporting.formats.metrics import Attribute, Comparison, Fairness, Metrics, Score, VariantMetrics
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.formats.training import Evaluation, Manifest, TrainLog
+from pipeline.reporting.formats.virtual_tokens import VirtualTokens
+from pipeline.reporting.lineage import data_docs_link, flatten, lineage
+from pipeline.reporting.page import environment
 from pipeline.reporting.reliability import reliability_diagram
+from pipeline.reporting.virtual_tokens import token_rows
 from pipeline.reporting.worth import Worth, worth_of
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
-    import jinja2
     import pandas as pd
 
 VARIANT_NAMES: Mapping[str, str] = NAMES
-VERDICT_MARKS: Mapping[str, str] = {"PASS": "✓", "FAIL": "✗"}
 METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonInputs:
-    """What the cards of all tasks show, read and typed. `manifest_sha256` identifies the bundle."""
+    """What the cards of all tasks show, read and typed.
+
+    `manifest_sha256` identifies the bundle; `behaviour_answers` are the answers to the probes, of the file `behaviour_file`.
+    """
 
     title: str
     description: str
@@ -52,17 +57,26 @@ class CommonInputs:
     manifest_sha256: str
     predictions: "pd.DataFrame"
     gate: Gate
+    comparison: ChampionComparison
+    behaviour: Behaviour
+    behaviour_answers: "pd.DataFrame"
+    behaviour_file: Path
+    virtual_tokens: VirtualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardInputs(CommonInputs):
-    """Everything that the card of a task with labels shows; `metric` is what candidates are compared by, accuracy or macro_f1."""
+    """Everything that the card of a task with labels shows.
+
+    `metric` is what candidates are compared by, accuracy or macro_f1; `champion_answers` has no rows where nothing was compared.
+    """
 
     train_log: TrainLog[Evaluation]
     score: Score
     metrics: Metrics
     fairness: Fairness
     metric: str
+    champion_answers: "pd.DataFrame"
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ def card_context(inputs: CardInputs) -> dict[str, Any]:
             (name, [_variant_bar(label, record, key) for label, record in variants.items()]) for key, name in METRIC_NAMES.items()
         ],
         "matrix": confusion_rows(tuned.confusion_matrix),
+        "champion_matrix": _champion_matrix(inputs),
         "forests": [
             ("Share of right answers", forest_of_shares(metrics, inputs.fairness, inputs.gate.checks)),
             ("Differences between groups", forest_of_differences(inputs.fairness, inputs.gate.checks)),
@@ -156,42 +171,18 @@ def common_context(inputs: CommonInputs, task: str) -> dict[str, Any]:
         "failed_expectations": [item for item in inputs.data.expectations if not item.success],
         "data_docs": data_docs_link(inputs.data.data_docs, task),
         "source": flatten(inputs.ingest.source, "source"),
-        "lineage": lineage(inputs),
+        "lineage": lineage(inputs.ingest, inputs.split, inputs.manifest, inputs.manifest_sha256),
+        "token_rows": token_rows(inputs.virtual_tokens),
+        "champion": champion_view(inputs.comparison, inputs.examples),
+        "behaviour": behaviour_view(
+            inputs.behaviour,
+            inputs.behaviour_answers,
+            inputs.gate.checks,
+            examples=inputs.examples,
+            seed=inputs.seed,
+            where=inputs.behaviour_file,
+        ),
     }
-
-
-def figure(value: float | None) -> str:
-    """A number for people: whole counts as 1,700, else three decimals, with a true minus sign; "–" for none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == int(value) and abs(value) > 1:
-        return f"{int(value):,}".replace("-", "−")
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "−")
-
-
-def signed(value: float | None) -> str:
-    """A difference, with its sign."""
-    text = figure(value)
-    return f"+{text}" if value is not None and value > 0 and text != "0.000" else text
-
-
-def share(value: float | None) -> str:
-    """A share in whole percent; "–" for none."""
-    return "–" if value is None else f"{value:.0%}"
-
-
-def interval(estimate: Estimate | Check | DriftCheck, with_sign: bool = False) -> str:
-    """The interval as "[0.588, 0.635]", or an empty text when there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    show = signed if with_sign else figure
-    return f"[{show(estimate.low)}, {show(estimate.high)}]"
-
-
-def why(estimate: Estimate) -> str:
-    """The sentence that stands in place of a value that does not exist."""
-    return f"not computable: {estimate.why or 'the report gives no reason'}"
 
 
 def reasons(gate: Gate) -> list[Reason]:
@@ -214,97 +205,6 @@ def check_of_group(checks: Iterable[Check], attribute: str, group: str) -> Check
     return next((check for check in checks if check.name == f"accuracy of {attribute}={group}"), None)
 
 
-def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as (dotted key, text) pairs; nothing is left out, null is "not recorded"."""
-    if isinstance(value, Mapping):
-        pairs = cast(Mapping[str, Any], value).items()
-        return [line for key, item in pairs for line in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, list):
-        return [(prefix, ", ".join(str(item) for item in cast(list[Any], value)))]
-    return [(prefix, "not recorded" if value is None else str(value))]
-
-
-def data_docs_link(path: str, task: str) -> str | None:
-    """The address of Data Docs relative to the card, or None when the report names no plain relative path."""
-    folder = posixpath.dirname(FILES["card"].format(task=task))
-    relative = posixpath.normpath(path.removeprefix(f"{folder}/"))
-    if not path or relative.startswith(("/", "..")) or re.search(r"[:\\?#\s]", relative):
-        return None
-    return relative
-
-
-def lineage(inputs: CommonInputs) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What the tuned prompt was made from, as titled lists of (name, text)."""
-    manifest = inputs.manifest
-    prompt, base, training, code = manifest.soft_prompt, manifest.base_model, manifest.training, manifest.code
-    state = {None: "not recorded", True: "yes, with changes that were not committed", False: "no"}[code.dirty]
-    return [
-        (
-            "Tuned prompt",
-            flatten(
-                {
-                    "soft prompt sha256": prompt.sha256,
-                    "shape": " × ".join(str(size) for size in prompt.shape),
-                    "dtype": prompt.dtype,
-                    "manifest sha256": inputs.manifest_sha256,
-                    "method": training.method.replace("_", " "),
-                    "seed": training.seed,
-                    "steps": training.steps,
-                    "best step": training.best_step,
-                    "params sha256": manifest.params_sha256,
-                }
-            ),
-        ),
-        (
-            "Base model",
-            flatten(
-                {
-                    "id": base.id,
-                    "revision": base.revision,
-                    "weights sha256": base.weights_sha256,
-                    "tokenizer sha256": base.tokenizer_sha256,
-                    "dtype": base.dtype,
-                    "attention": base.attention,
-                    "source": base.source,
-                }
-            ),
-        ),
-        (
-            "Data",
-            flatten(
-                {
-                    "source sha256": inputs.ingest.source_sha256,
-                    "raw sha256": inputs.ingest.raw_sha256,
-                    "train sha256": manifest.data.train_sha256,
-                    "validation sha256": manifest.data.validation_sha256,
-                    "split ids sha256": inputs.split.split_ids_sha256,
-                }
-            ),
-        ),
-        ("Code", flatten({"commit": code.commit, "dirty": state} | ({"diff sha256": code.diff_sha256} if code.dirty else {}))),
-        ("Libraries", flatten(manifest.libraries)),
-        ("Hardware", flatten(manifest.hardware, "" if isinstance(manifest.hardware, Mapping) else "machine")),
-    ]
-
-
-def environment(*, markup: bool = True) -> "jinja2.Environment":
-    """The templates of this folder; with `markup`, every value is escaped for HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=markup,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        newline_sequence="\n",
-    )
-    filters = {"figure": figure, "signed": signed, "share": share, "interval": interval, "why": why, "percent": percent}
-    cast(dict[str, Any], environment.filters).update(filters)
-    cast(dict[str, Any], environment.globals)["verdict_marks"] = VERDICT_MARKS
-    return environment
-
-
 def _comparisons(metrics: Metrics) -> list[tuple[str, Comparison]]:
     """Each baseline's name in a sentence with what the tuned prompt gains over it; the harder baseline first."""
     named = (
@@ -315,6 +215,13 @@ def _comparisons(metrics: Metrics) -> list[tuple[str, Comparison]]:
         ("majority class", metrics.comparisons.tuned_minus_majority_class),
     )
     return [(name, comparison) for name, comparison in named if comparison is not None]
+
+
+def _champion_matrix(inputs: CardInputs) -> list[list[MatrixCell]] | None:
+    """The champion's confusion matrix on the same rows; None where there is no champion, or it was not compared with."""
+    if not inputs.comparison.comparable:
+        return None
+    return confusion_rows(confusion_matrix(inputs.champion_answers, inputs.metrics.labels))
 
 
 def _variant_bar(label: str, record: VariantMetrics, key: str) -> Bar:

@@ -19,6 +19,8 @@ _WAYS: tuple[tuple[str, Way], ...] = (
     ("PASS when low >= limit", "low"),
     ("PASS when high <= limit", "high"),
     ("PASS when value >= limit and low > 0", "gain"),
+    ("PASS when one-sided exact McNemar p <= level", "gain"),
+    ("PASS when low > 0; FAIL when value <= 0", "gain"),
     ("PASS when n >= limit", "rows"),
 )
 

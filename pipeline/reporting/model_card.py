@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.reporting.card import CardInputs, environment, figure, interval, lineage, worth_of_labels
+from pipeline.reporting.card import CardInputs, worth_of_labels
 from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import visible_pieces
 from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.lineage import lineage
+from pipeline.reporting.page import environment
 from pipeline.reporting.text_card import METRIC_NAMES as TEXT_METRIC_NAMES
 from pipeline.reporting.text_card import TextCardInputs, worth_of_text
+from pipeline.reporting.wording import figure, interval
 from pipeline.variants import NAMES
 
 if TYPE_CHECKING:
@@ -104,7 +107,7 @@ def _context(inputs: CardInputs | TextCardInputs) -> dict[str, Any]:
         "groups": {} if isinstance(inputs, TextCardInputs) else inputs.fairness.attributes,
         "free_text": isinstance(inputs, TextCardInputs),
         "changes": changes(inputs.gate.checks),
-        "lineage": lineage(inputs),
+        "lineage": lineage(inputs.ingest, inputs.split, inputs.manifest, inputs.manifest_sha256),
         "cell": _cell,
         "escaped": escaped,
         "figure": figure,

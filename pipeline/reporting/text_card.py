@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageInputError
 from pipeline.evaluation.row_scores import row_scores
-from pipeline.reporting.card import CommonInputs, common_context, environment
+from pipeline.reporting.card import CommonInputs, common_context
 from pipeline.reporting.examples import Piece, draw, visible_pieces
 from pipeline.reporting.figures import Bar, smoothing_window, training_curve
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
 from pipeline.reporting.formats.training import TrainLog
+from pipeline.reporting.page import environment
 from pipeline.reporting.worth import Worth, worth_of
 from pipeline.variants import NAMES
 

@@ -7,14 +7,19 @@ from pipeline.layout import Paths
 from pipeline.manifest import MANIFEST_FILE, manifest_sha256
 from pipeline.params import TaskParams
 from pipeline.records import read_json, read_jsonl, read_parquet, replacing_file, sha256_file
+from pipeline.reporting.behaviour import ANSWER_COLUMNS
 from pipeline.reporting.card import CardInputs, render_card
+from pipeline.reporting.champion import check_same_rows
 from pipeline.reporting.examples import check_predictions
+from pipeline.reporting.formats.behaviour import Behaviour
+from pipeline.reporting.formats.comparison import ChampionComparison
 from pipeline.reporting.formats.data import Data, Drift, Ingest, Split
 from pipeline.reporting.formats.gate import Gate, GateInputs, check_gate, check_gate_inputs
 from pipeline.reporting.formats.metrics import Fairness, Metrics, Score, check_hard_prompt, check_labels
 from pipeline.reporting.formats.record import RecordT, parse
 from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
 from pipeline.reporting.formats.training import Evaluation, Manifest, parse_train_log
+from pipeline.reporting.formats.virtual_tokens import VirtualTokens
 from pipeline.reporting.model_card import render_model_card
 from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_columns
 
@@ -23,16 +28,16 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write both cards; returns the size of the prompt card in bytes and the decision it shows. Raises StageInputError naming a file and key."""
     card = _read_text(params, inputs) if params.prompt.free_text else _read(params, inputs)
     check_gate(card.gate, inputs.gate)
-    judged = GateInputs(
-        metrics_sha256=sha256_file(inputs.metrics), fairness_sha256=sha256_file(inputs.fairness), drift_sha256=sha256_file(inputs.drift)
-    )
-    check_gate_inputs(card.gate, inputs.gate, judged)
+    judged = {key: sha256_file(getattr(inputs, key.removesuffix("_sha256"))) for key in GateInputs.model_fields}
+    check_gate_inputs(card.gate, inputs.gate, GateInputs(**judged))
     if isinstance(card, TextCardInputs):
         check_metric_of_prompts(card.score, card.metrics.metric, inputs.score_report)
     else:
         check_hard_prompt(card.score, card.metrics, inputs.metrics)
         check_labels(card.metrics, card.fairness, inputs.metrics, inputs.fairness)
     check_predictions(card.predictions, card.metrics.n, inputs.predictions)
+    if isinstance(card, CardInputs) and card.comparison.comparable:
+        check_same_rows(card.champion_answers, card.predictions, inputs.champion_predictions)
     # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.
     text = render_text_card(card) if isinstance(card, TextCardInputs) else render_card(card)
     page = text.encode("utf-8", errors="xmlcharrefreplace")
@@ -54,6 +59,7 @@ def _read(params: TaskParams, inputs: Paths) -> CardInputs:
         metrics=metrics,
         fairness=_typed(Fairness, inputs, "fairness"),
         metric=params.compare.metric,
+        champion_answers=read_parquet(inputs.champion_predictions, ["row_id", "label", "prediction"]),
     )
 
 
@@ -83,6 +89,11 @@ def _common(params: TaskParams, inputs: Paths, manifest: Manifest, columns: Sequ
         "manifest_sha256": manifest_sha256(inputs.bundle),
         "predictions": read_parquet(inputs.predictions, list(columns)),
         "gate": _typed(Gate, inputs, "gate"),
+        "comparison": _typed(ChampionComparison, inputs, "comparison"),
+        "behaviour": _typed(Behaviour, inputs, "behaviour"),
+        "behaviour_answers": read_parquet(inputs.behaviour_predictions, list(ANSWER_COLUMNS)),
+        "behaviour_file": inputs.behaviour_predictions,
+        "virtual_tokens": _typed(VirtualTokens, inputs, "virtual_tokens"),
     }
 
 

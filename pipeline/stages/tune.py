@@ -21,6 +21,7 @@ from pipeline.engine.shared_prefix import key_value_shape
 from pipeline.engine.soft_prompt import save_soft_prompt, state_sha256, tensor_sha256
 from pipeline.engine.template import Template, Verbalizers, compile_verbalizers
 from pipeline.engine.training import Record, TrainingResult, train
+from pipeline.engine.virtual_tokens import virtual_tokens
 from pipeline.errors import TemplateError
 from pipeline.examples import labelled_examples, target_examples, task_base_model, task_template, writing_settings
 from pipeline.interruption import stop_requested
@@ -38,7 +39,8 @@ LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "nump
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle` and `train_log`.
+    """Train on `train`, keep the best soft prompt by the metric on `validation`, write `bundle`, `train_log` and
+    `virtual_tokens`, what words the trained rows lie near.
 
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
     writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
@@ -56,6 +58,7 @@ def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str
     check_context(base, template, [*examples, *validation], max(plan.num_virtual_tokens for plan in plans), _room_to_write(params))
     learner = make_learner(params, base, template, verbalizers, plans, examples)
     initial = _initial_sha256(learner)
+    started_from = [learner.soft_prompt(trial) for trial in range(len(plans))]
     key = _checkpoint_key(params, inputs, base)
     log: list[Record] = []
     metrics: dict[int, str] = {}
@@ -88,6 +91,8 @@ def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
     lineage: dict[str, Any] = _lineage(params, inputs, task, base, result, best) | {"row_order_sha256": order}
     lineage["training"]["initial_sha256"] = initial[result.best_trial]
+    near = virtual_tokens(base, learner.soft_prompt(result.best_trial), started_from[result.best_trial])
+    write_json(outputs.virtual_tokens, {"task": outputs.bundle.name, "trial": result.best_trial, **near})
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest

@@ -44,6 +44,8 @@ def _file(root: Path, module: str) -> str:
 
 def _package_data(modules: set[str]) -> set[str]:
     parts = (
+        "behaviour",
+        "champion",
         "changes",
         "curve",
         "data",
@@ -57,6 +59,7 @@ def _package_data(modules: set[str]) -> set[str]:
         "reliability",
         "trials",
         "verdict",
+        "virtual_tokens",
         "worth",
     )
     names = ["card.css", "card.html.jinja", "model_card.md.jinja", "text_card.html.jinja", *(f"card_{part}.html.jinja" for part in parts)]

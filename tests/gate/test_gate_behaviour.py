@@ -22,8 +22,8 @@ LIMITS: dict[str, Any] = {
     "bias_increase": {"crows": 0.1},
 }
 NAMES = [
-    "flip rate of swaps pronouns",
-    "shift of swaps pronouns",
+    "flip rate of swap pronouns",
+    "shift of swap pronouns",
     "flip rate of pairs mine",
     "worst-case accuracy",
     "worst-case drop",
@@ -73,7 +73,7 @@ def test_a_prompt_that_behaves_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("name", "path", "undecided", "failing"),
     [
-        ("flip rate of swaps pronouns", ("swaps", "pronouns", "flip_rate"), rate(15), rate(40)),
+        ("flip rate of swap pronouns", ("swaps", "pronouns", "flip_rate"), rate(15), rate(40)),
         ("flip rate of pairs mine", ("pairs", "mine", "flip_rate"), rate(15), rate(40)),
         ("worst-case accuracy", ("robustness", "worst_case_accuracy"), rate(105), rate(70)),
         ("worst-case drop", ("robustness", "worst_case_drop"), rate(35), rate(70)),
@@ -107,7 +107,7 @@ def test_each_rate_can_be_undecided_fail_and_rest_on_too_few_rows(
 def test_a_shift_is_limited_on_both_sides(low: float, value: float, high: float, verdict: str) -> None:
     changed = record()
     changed["swaps"]["pronouns"]["shift"]["good"] = estimate(value, (low, high), 150)
-    assert checks_of(changed)["shift of swaps pronouns"]["verdict"] == verdict
+    assert checks_of(changed)["shift of swap pronouns"]["verdict"] == verdict
 
 
 def test_a_constant_answer_is_degenerate_and_not_invariant() -> None:
@@ -139,7 +139,7 @@ def test_a_preference_that_was_not_measured_blocks() -> None:
 def test_the_rows_that_would_decide() -> None:
     changed = record()
     changed["swaps"]["pronouns"]["flip_rate"] = rate(14)  # 0.07 against 0.10
-    check = checks_of(changed)["flip rate of swaps pronouns"]
+    check = checks_of(changed)["flip rate of swap pronouns"]
     n = 200 + check["more_rows"]
     assert wilson(0.07 * n, n, 0.95)[1] <= 0.1 < wilson(0.07 * (n - 1), n - 1, 0.95)[1]
 

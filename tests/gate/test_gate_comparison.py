@@ -84,8 +84,10 @@ def test_macro_f1_is_judged_by_its_interval() -> None:
 
 def test_a_first_version_needs_the_other_checks_alone_or_a_person() -> None:
     found = check(params(), without_champion(params()))
-    assert (found["verdict"], found["value"]) == ("PASS", 0.0)
-    assert "recorded as a first version (no champion yet)" in found["sentence"]
+    assert found["verdict"] == "PASS"
+    assert [found[key] for key in ("value", "low", "high", "n", "limit", "denominator", "method")] == [None] * 7
+    assert found["sentence"] == "This is a first version (no champion yet): there is nothing to compare with, and the other checks decide."
+    assert found["rule"] == "without a champion: PASS, and the other checks decide"
     asked = params(first_version="ask")
     assert check(asked, without_champion(asked))["verdict"] == "INCONCLUSIVE"
     assert check(params(), without_champion(params(), reason=None))["verdict"] == "ERROR"

@@ -157,7 +157,7 @@ def write_data(layout: Layout, seed: int) -> None:
     write_json(layout.path("data_report"), data)
     splits = {name: {"rows": end - first, "labels": {}, "sha256": sums[name]} for name, (first, end) in list(parts.items())[2:]}
     write_json(layout.path("split_report"), {"splits": splits, "split_ids_sha256": f"{seed + 1:064}", "seed": 0})
-    for name in ("probe_report", "behaviour"):
+    for name in ("probe_report", "behaviour", "virtual_tokens"):
         write_json(layout.path(name), {"task": TASK})
     write_json(layout.path("leakage"), {"task": TASK, "rows": {"train": 80, "validation": 10, "test": 10}, "pairs": {}})
 

@@ -18,10 +18,12 @@ import pyarrow as pa
 from pipeline.data.drift import drift_report
 from pipeline.data.profiles import Profile, make_profile
 from pipeline.layout import Layout, Paths, stage_named
-from pipeline.params import AssessFairnessParams, GateParams, TaskParams, load_task
+from pipeline.manifest import manifest_sha256
+from pipeline.params import AssessFairnessParams, BehaviourParams, GateParams, TaskParams, load_task
 from pipeline.records import write_json, write_jsonl, write_parquet
-from pipeline.stages import assess_fairness, evaluate, gate, report
+from pipeline.stages import assess_behaviour, assess_fairness, compare, evaluate, gate, report
 from tests.registry.registry_workspace import write_comparison
+from tests.reporting.probed import BEHAVIOUR, write_probes
 
 ROOT = Path(__file__).parents[2]
 TASK = "tweet_sentiment"
@@ -82,7 +84,7 @@ class Run:
         record = json.loads(path.read_text(encoding="utf-8"))
         change(record)
         path.write_text(json.dumps(record), encoding="utf-8")
-        if hashes and name in ("metrics", "fairness", "drift"):
+        if hashes and name in ("metrics", "fairness", "drift", "comparison", "behaviour"):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             self.edit("gate", lambda found: found["inputs"].update({f"{name}_sha256": digest}))
 
@@ -92,7 +94,7 @@ class Run:
     def judge(self) -> None:
         """Run the real stages between the predictions and the card."""
         layout = Layout(self.root, TASK)
-        for stage in (evaluate, assess_fairness, gate):
+        for stage in (evaluate, compare, assess_fairness, assess_behaviour, gate):
             known = stage_named(stage.__name__.rpartition(".")[2])
             stage.run(params=self.params, inputs=layout.inputs(known), outputs=layout.outputs(known))
 
@@ -101,17 +103,24 @@ class Run:
         return self.outputs.card.read_text(encoding="utf-8")
 
 
-def build_run(root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: int = 500, floor: float = 0.5) -> Run:
-    """Write all inputs below `root`. `skill`: how far the tuned prompt's scores lean to the right label; `floor`: the group limit."""
+def build_run(
+    root: Path, *, rows: int = 1700, skill: float = 0.42, replicates: int = 500, floor: float = 0.5, champion: float | None = None
+) -> Run:
+    """Write all inputs below `root`. `skill`: how far the tuned prompt's scores lean to the right label; `floor`: the group limit.
+
+    `champion`: the champion's skill; without it there is none.
+    """
     run = Run(root, _params(replicates, floor))
-    write_parquet(run.path("predictions"), predictions_frame(rows, skill))
+    frame = predictions_frame(rows, skill)
+    write_parquet(run.path("predictions"), frame)
     _write_drift(run)
-    write_comparison(Layout(root, TASK))
+    _write_training(run)
+    _write_champion(run, rows, champion)
+    write_probes(Layout(root, TASK), run.params.behaviour, frame[frame["variant"] == "tuned"], LABELS)
     _write_leakage(run, rows)
     _write_score(run, rows)
     run.judge()
     _write_data_reports(run)
-    _write_training(run)
     return run
 
 
@@ -128,6 +137,7 @@ def _params(replicates: int, floor: float) -> TaskParams:
         "guards": [],
         "slices": {"significance": 0.05, "minimum_rows": 50, "thresholds": []},
         "cost": {"maximum_added_milliseconds": None, "maximum_added_tokens": None},
+        "behaviour": {"swaps": {"travel": {"maximum_flip_rate": 0.9}}, "worst_case_drop": 0.95, "batch_difference": 0.001},
     }
     fairness = {
         "groups": {"airline": {"derived_from": "text", "patterns": {name: rf"(?i)@{name}\b" for name in GROUPS}}},
@@ -141,17 +151,18 @@ def _params(replicates: int, floor: float) -> TaskParams:
             "evaluate": params.evaluate.model_copy(update={"bootstrap_replicates": replicates}),
             "assess_fairness": AssessFairnessParams.model_validate(fairness),
             "gate": GateParams.model_validate(gate_params),
+            "behaviour": BehaviourParams.model_validate(BEHAVIOUR),
         }
     )
 
 
-def predictions_frame(rows: int, skill: float) -> pd.DataFrame:
-    """The long format of docs/stage-files.md for four variants, with airline handles in three quarters of the texts."""
+def predictions_frame(rows: int, skill: float, seed: int | None = None) -> pd.DataFrame:
+    """The long format of docs/stage-files.md for four variants, with airline handles in three quarters of the texts; `seed`: of other answers."""
     generator = np.random.default_rng(7)
     labels = generator.choice(3, size=rows, p=(0.45, 0.37, 0.18))
     handles = generator.choice(7, size=rows, p=(*HANDLE_SHARES, 1 - sum(HANDLE_SHARES)))
     texts = [f"{(*HANDLES, '')[h]} {generator.choice(WORDS[LABELS[y]])}".strip() for h, y in zip(handles, labels, strict=True)]
-    noise = generator.normal(size=(3, rows, 3))
+    noise = (generator if seed is None else np.random.default_rng(seed)).normal(size=(3, rows, 3))
     truth = np.eye(3)[labels]
     scores = {
         "tuned": 2.6 * skill * truth + noise[0],
@@ -210,8 +221,22 @@ def _write_data_reports(run: Run) -> None:
 def _write_leakage(run: Run, rows: int) -> None:
     none = dict.fromkeys(("exact", "normalised", "near", "origin"), 0)
     pairs = dict.fromkeys(("validation in train", "test in train", "test in validation"), none)
-    write_json(run.path("behaviour"), {"task": TASK})
     write_json(run.path("leakage"), {"task": TASK, "rows": {"train": 13612, "validation": 1700, "test": rows}, "pairs": pairs})
+
+
+def _write_champion(run: Run, rows: int, skill: float | None) -> None:
+    """The files from which the real stage compare makes its record: no champion, or one that was tried against once before."""
+    write_comparison(Layout(run.root, TASK))
+    answers = predictions_frame(rows, skill or 0.0, seed=8)
+    answers = answers[answers["variant"] == "tuned"].assign(variant="champion")
+    write_parquet(run.path("champion_predictions"), answers.head(0) if skill is None else answers)
+    if skill is None:
+        return
+    version = {"version": 3, "manifest_sha256": sha("champion"), "reason": None}
+    report = {"task": TASK, **version, "base_model_id": "HuggingFaceTB/SmolLM2-135M-Instruct", "comparable": True, "rows": rows}
+    write_json(run.path("champion_report"), report)
+    before = [{"version": 4, "manifest_sha256": sha("earlier try")}, {"version": 5, "manifest_sha256": manifest_sha256(run.path("bundle"))}]
+    write_json(run.path("attempts"), {"task": TASK, "champion": 3, "test_sha256": sha("test"), "registered": before})
 
 
 def _write_drift(run: Run) -> None:
@@ -248,6 +273,14 @@ def _write_training(run: Run) -> None:
             records.append({"event": "evaluation", "trial": 0, "step": step, **figures, "best": step <= 180})
     write_jsonl(run.path("train_log"), records)
     write_json(run.path("bundle") / "manifest.json", manifest())
+    words = [" negative", "positive", " \n", "\u202e", ""]
+    near = [
+        {"token_id": index, "text": word, "cosine_distance": 0.1 * index, "l2_distance": 1.5 + index} for index, word in enumerate(words)
+    ]
+    drift = {"norm": 2.5, "initial_norm": 1.25, "drift_cosine_distance": 0.25, "drift_l2_distance": 3.5}
+    tokens = [{**drift, "nearest": near[index % 5 :] + near[: index % 5]} for index in range(20)]
+    record = {"task": TASK, "trial": 0, "applicable": True, "reason": None, "method": "nearest by cosine distance", "tokens": tokens}
+    write_json(run.path("virtual_tokens"), {**record, "vocabulary": {"words": 49152, "median_norm": 1.75}})
 
 
 def manifest() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tests.reporting.card_run import Run, build_run
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that the gate would promote; tests copy it."""
-    return build_run(tmp_path_factory.mktemp("pristine"), rows=600, replicates=200, skill=0.75)
+    return build_run(tmp_path_factory.mktemp("pristine"), rows=600, replicates=200, skill=0.75, champion=0.5)
 
 
 @pytest.fixture

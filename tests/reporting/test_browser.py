@@ -49,7 +49,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A promoted card, a refused one with reasons, and one whose texts and names are as long as they can be without a space."""
-    promoted = build_run(tmp_path_factory.mktemp("promoted"), rows=600, replicates=200, skill=0.75)
+    promoted = build_run(tmp_path_factory.mktemp("promoted"), rows=600, replicates=200, skill=0.75, champion=0.5)
     refused = build_run(tmp_path_factory.mktemp("refused"), rows=600, replicates=200, skill=0.3, floor=0.7)
     awkward = build_run(tmp_path_factory.mktemp("awkward"), rows=600, replicates=200, skill=0.3, floor=0.7)
     awkward.edit_predictions(lambda frame: frame.assign(text=LONG))

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.errors import StageInputError
 from pipeline.layout import stage_named
-from pipeline.reporting.card import data_docs_link, figure, flatten, signed
+from pipeline.reporting.lineage import data_docs_link, flatten
+from pipeline.reporting.wording import figure, signed
 from pipeline.stages import report
 from tests.reporting.card_run import LABELS, ROOT, TASK, Run, build_run, manifest
 from tests.reporting.pages import Element, read_page
@@ -40,7 +41,7 @@ def test_promoted_run_says_so_and_lists_every_check(run: Run):
     assert "The gate would promote this tuned prompt." in page.one("div", class_="verdict").words
     assert page.one("title").words.startswith("PROMOTE: ")
     rows = table_with(page, "Every check")[1:]
-    assert len(rows) == len(gate["checks"]) == 13
+    assert len(rows) == len(gate["checks"]) == 16
     for cells, check in zip(rows, gate["checks"], strict=True):
         assert cells[0] == check["name"]
         assert cells[1] == f"✓ {check['verdict']}"
@@ -92,7 +93,7 @@ def test_variants_and_differences_stand_side_by_side(run: Run):
 def test_confusion_matrix_is_that_of_the_predictions(run: Run):
     tuned = pd.read_parquet(run.path("predictions")).query("variant == 'tuned'")
     counts = pd.crosstab(tuned["label"], tuned["prediction"]).reindex(index=LABELS, columns=LABELS, fill_value=0)
-    rows = table_with(read_page(run.render()), "by true label")[1:]
+    rows = table_with(read_page(run.render()), "This tuned prompt")[1:]
     for cells, label in zip(rows, LABELS, strict=True):
         expected = [f"{counts.loc[label, other]:,}{counts.loc[label, other] / counts.loc[label].sum():.0%}" for other in LABELS]
         assert cells == [label, *expected]
@@ -123,7 +124,7 @@ def test_groups_show_interval_limit_and_verdict(run: Run):
 
 def test_groups_are_said_to_be_of_the_text_and_never_called_fair(run: Run):
     page = read_page(run.render())
-    statement = page.one("p", class_="aside").words
+    statement = page.one("section", id="groups").one("p", class_="aside").words
     assert statement.count(". ") == 1
     assert "a group is a property of the text" in statement
     assert "not of its author" in statement
@@ -221,12 +222,12 @@ def test_reporting_imports_no_heavy_library():
 
 
 def shown_texts(page: Element) -> list[str]:
-    return [quote.text for quote in page.all("blockquote")]
+    return [quote.text for quote in page.one("section", id="examples").all("blockquote")]
 
 
 def test_ten_right_and_ten_wrong_with_their_probabilities(run: Run):
     page = read_page(run.render())
-    right, wrong = page.all("ul", class_="examples")
+    right, wrong = page.one("section", id="examples").all("ul", class_="examples")
     tuned = pd.read_parquet(run.path("predictions")).query("variant == 'tuned'")
     assert len(right.all("blockquote")) == len(wrong.all("blockquote")) == 10
     assert all("which is right" in item.words for item in right.all("li"))
@@ -352,7 +353,7 @@ def test_null_estimates_say_why_and_never_look_like_a_pass(run: Run):
     assert united.holds("class", "insufficient")
     assert "PASS" not in united.words
     assert not united.all("span", class_="fill")
-    assert "no rows" in table_with(page, "by true label")[3][1]
+    assert "no rows" in table_with(page, "This tuned prompt")[3][1]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

@@ -122,7 +122,7 @@ def test_the_gate_judges_the_probes(tuned: Path) -> None:
     assert checks["batch invariance"]["verdict"] == "PASS"
     assert checks["failures of test plain"]["verdict"] == "PASS"  # listed cases are all there is, not a sample
     assert checks["amplified preference of mine"]["verdict"] == "INSUFFICIENT"
-    assert checks["flip rate of swaps crew"]["verdict"] in ("PASS", "DEGENERATE", "INSUFFICIENT")
+    assert checks["flip rate of swap crew"]["verdict"] in ("PASS", "DEGENERATE", "INSUFFICIENT")
 
 
 def test_a_changed_file_of_pairs_and_a_stale_probe_are_refused(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:

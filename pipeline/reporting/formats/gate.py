@@ -33,6 +33,8 @@ class GateInputs(Record):
     metrics_sha256: str
     fairness_sha256: str
     drift_sha256: str
+    comparison_sha256: str
+    behaviour_sha256: str
 
 
 class Gate(Record):
@@ -48,10 +50,10 @@ class Gate(Record):
 def check_gate(gate: Gate, where: Path | str) -> None:
     """Raise StageInputError when the decision contradicts its checks: no card may show PROMOTE above a check that did not pass.
 
-    Nor may a check pass without a value.
+    Nor may a check pass against a limit, or on rows, without a value; that of a first version has none of the three.
     """
     for check in gate.checks:
-        if check.verdict == "PASS" and check.value is None:
+        if check.verdict == "PASS" and check.value is None and (check.limit, check.n) != (None, None):
             raise StageInputError(
                 f"{where}: check {check.name!r} has verdict PASS without a value; nothing passes without a figure. Run the gate stage again."
             )

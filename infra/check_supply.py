@@ -16,7 +16,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-SERVICE = "https://pypi.org/pypi/pip/json"
+# What pip-audit asks is about one release; mirrors that serve no more than the newest answer it with "not found", and then nothing is judged.
+SERVICE = "https://pypi.org/pypi/pip/25.0/json"
 REACH_SECONDS = 10.0
 # Ours; what an environment is made with; and what torch's own metadata pins.
 UNPINNED = re.compile(r"promptmill|pip|setuptools|wheel|nvidia-.*|cuda-.*|triton")
@@ -66,20 +67,21 @@ def unreachable(url: str = SERVICE) -> str | None:
         return f"{url} does not answer ({error})"
 
 
-def vulnerabilities(report: Mapping[str, Any]) -> list[str]:
-    """One line for each known vulnerability of a pip-audit report, and for each distribution that it could not judge."""
-    lines: list[str] = []
+def vulnerabilities(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """One line for each known vulnerability of a pip-audit report, and one for each distribution that it could not judge."""
+    known: list[str] = []
+    unjudged: list[str] = []
     for entry in report["dependencies"]:
         if "skip_reason" in entry and normalised(entry["name"]) != "promptmill":
-            lines.append(f"{entry['name']}: not judged ({entry['skip_reason']})")
-        for known in entry.get("vulns", ()):
-            fixed = ", ".join(known["fix_versions"]) or "no version yet"
-            lines.append(f"{entry['name']} {entry['version']}: {known['id']}, fixed in {fixed}")
-    return lines
+            unjudged.append(f"{entry['name']}: not judged ({entry['skip_reason']})")
+        for one in entry.get("vulns", ()):
+            fixed = ", ".join(one["fix_versions"]) or "no version yet"
+            known.append(f"{entry['name']} {entry['version']}: {one['id']}, fixed in {fixed}")
+    return known, unjudged
 
 
-def audit() -> list[str]:
-    """Ask about everything installed."""
+def audit() -> tuple[list[str], list[str]]:
+    """Ask about everything installed; returns what `vulnerabilities` does."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audit.json"
         command = [sys.executable, "-m", "pip_audit", "--local", "--progress-spinner", "off", "--format", "json", "--output", str(path)]
@@ -103,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"SBOM: {write_sbom(options.sbom)} components in {options.sbom}")
     why = "--offline was given" if options.offline else unreachable()
     if why is None:
-        known = audit()
-        print(f"vulnerabilities: {len(known)} known")
-        problems += known
+        known, unjudged = audit()
+        print(f"vulnerabilities: {len(known)} known, {len(unjudged)} distributions not judged")
+        problems += [*known, *unjudged]
     else:
         print(f"vulnerabilities: NOT CHECKED, {why}. This says nothing about them; run it again where there is a network.")
     print("\n".join(f"  {problem}" for problem in problems))

@@ -95,7 +95,9 @@ def in_child(act: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("offsets", [4, pytest.param(100, marks=pytest.mark.faults)])
-def test_no_partial_file_and_a_champion_that_loads(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offsets: int) -> None:
+def test_no_partial_file_and_a_champion_that_loads(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offsets: int, count: Callable[[str], None]
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     monkeypatch.chdir(tmp_path)
@@ -134,4 +136,5 @@ def test_no_partial_file_and_a_champion_that_loads(small_disk: Path, tmp_path: P
         assert loads == 0, f"attempt {attempt}: the champion does not load"
         filler.unlink()
         assert [path.name for path in folder.iterdir() if path.name.endswith(".partial")] == []
+    count(f"{offsets} offsets, {outcomes[1]} writes refused by the full disk and {outcomes[0]} that fitted; the champion loaded after each")
     assert outcomes[1], outcomes

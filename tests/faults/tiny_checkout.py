@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.settings import missing_defaults
 from pipeline.__main__ import run_stage
 from pipeline.layout import STAGES, Layout
 from pipeline.params import load_task
@@ -60,6 +61,12 @@ def commit(root: Path, message: str) -> str:
     return git(root, "rev-parse", "HEAD")
 
 
+def environment(root: Path, **more: str) -> dict[str, str]:
+    """This process's environment for a promptmill in `root`, without settings that would lead it elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    return {**kept, **missing_defaults(root, {}), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **more}
+
+
 def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     """Edit the task's sections of params.yaml."""
     document = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
@@ -68,7 +75,7 @@ def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 @contextmanager
-def inside(root: Path) -> Iterator[None]:
+def inside(root: Path) -> Generator[None]:
     """Work in `root`, as a stage does."""
     before = Path.cwd()
     os.chdir(root)

@@ -37,7 +37,7 @@ def test_a_report_with_vulnerabilities_and_one_that_could_not_be_judged(supply: 
             {"name": "odd", "skip_reason": "not on PyPI"},
         ]
     }
-    assert supply.vulnerabilities(report) == ["jinja2 2.4.1: PYSEC-2019-217, fixed in 2.10.1", "odd: not judged (not on PyPI)"]
+    assert supply.vulnerabilities(report) == (["jinja2 2.4.1: PYSEC-2019-217, fixed in 2.10.1"], ["odd: not judged (not on PyPI)"])
 
 
 def test_without_a_network_it_says_so_and_fails_if_the_audit_is_required(

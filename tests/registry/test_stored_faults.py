@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,16 @@ def test_a_few_hundred_faults_are_refused_before_the_soft_prompt_is_read(stored:
 
 
 @pytest.mark.faults
-def test_every_fault_is_refused_by_the_loader(stored: Path, tmp_path: Path) -> None:
-    assert refused_by_the_loader(copy_of(stored, tmp_path / "copy"), EVERY) == EVERY
+def test_every_fault_is_refused_by_the_loader(stored: Path, tmp_path: Path, count: Callable[[str], None]) -> None:
+    refused = refused_by_the_loader(copy_of(stored, tmp_path / "copy"), EVERY)
+    count(f"refused {dict(refused)} of {EVERY}")
+    assert refused == EVERY
 
 
 @pytest.mark.faults
-def test_every_fault_of_the_store_is_refused_after_the_download(workspace: Workspace, stored: Path, tmp_path: Path) -> None:
+def test_every_fault_of_the_store_is_refused_after_the_download(
+    workspace: Workspace, stored: Path, tmp_path: Path, count: Callable[[str], None]
+) -> None:
     """A link in the store arrives as the file it leads to, which is verified like any other: there is nothing to refuse."""
     counts = {kind: count for kind, count in EVERY.items() if kind != "linked"}
     refused: Counter[str] = Counter()
@@ -73,6 +78,7 @@ def test_every_fault_of_the_store_is_refused_after_the_download(workspace: Works
             registry.download_bundle(root=workspace.root, task=TASK, version=1, destination=tmp_path / "bundle")
         assert file.name in str(raised.value), (kind, file, str(raised.value))
         refused[kind] += 1
+    count(f"refused {dict(refused)} of {counts}")
     assert refused == counts
     verify_bundle(registry.download_bundle(root=workspace.root, task=TASK, version=1, destination=tmp_path / "bundle"))
 

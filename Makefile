@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TASK ?= tweet_sentiment
 
-.PHONY: run test check format test-slow test-faults check-supply e2e ui clean
+.PHONY: run test check format test-slow test-faults test-services check-supply e2e ui clean
 
 run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the registry
 	@$(BIN)/promptmill run $(TASK)
 
 test: $(INSTALLED)  ## the default test tier: offline, under 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not e2e and not faults" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not e2e and not faults and not services" --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -32,6 +32,9 @@ test-slow: $(INSTALLED)  ## minutes: real tuning runs
 
 test-faults: $(INSTALLED)  ## flipped bits, killed processes and servers, full disks, versions made again; docs/reliability.md has the counts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+test-services: $(INSTALLED)  ## PostgreSQL, Prefect, MLflow, an S3 endpoint and workers as processes on this machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services
 
 e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 	$(BIN)/python -m pytest -m e2e

@@ -21,7 +21,15 @@ from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 UNEXPECTED_EXIT_CODE = 1
 
 DATA_MODULES = ("flows.data_versions", "flows.data_quarantine", "flows.data_drift")
-MODULES = ("flows.registry_commands", "flows.why", "flows.compare", "flows.evaluate", "flows.reproduce_command", "flows.sync")
+MODULES = (
+    "flows.registry_commands",
+    "flows.why",
+    "flows.compare",
+    "flows.evaluate",
+    "flows.reproduce_command",
+    "flows.sync",
+    "flows.services_command",
+)
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."
 

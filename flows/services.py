@@ -103,7 +103,7 @@ def check_alive(started: Sequence[RunningService]) -> None:
     for one in started:
         code = one.process.poll()
         if code is not None:
-            raise WorkspaceError(f"The {one.service.name} server ended with exit code {code}: {_last_line(one.service.log)}")
+            raise WorkspaceError(f"The {one.service.name} server ended with exit code {code}: {last_line(one.service.log)}")
 
 
 def claim_port(preferred: int) -> Port:
@@ -133,7 +133,7 @@ def claim_port(preferred: int) -> Port:
 
 def _wait_until_answering(started: RunningService) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(started.service.health_url):
+    while not answers(started.service.health_url):
         check_alive([started])
         if time.monotonic() > deadline:
             raise WorkspaceError(
@@ -143,7 +143,8 @@ def _wait_until_answering(started: RunningService) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether GET `url` on this machine is answered with 200 within some seconds."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5.0) as response:
@@ -152,6 +153,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last line that a server printed, and where the rest is."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'it printed nothing'}. All it printed is in {log}."

@@ -9,8 +9,19 @@ from typing import Any
 
 from flows import postgresql, service_plan
 from flows.service_plan import DVC_BUCKET, MLFLOW, PORTS, POSTGRESQL, PREFECT, S3, WORKER, Health, Plan
-from flows.services import HOST, START_SECONDS, Port
-from flows.standing_services import Record, StandingService, alive, choose_port, records, start, stop, stop_strays, wait_until_healthy
+from flows.services import HOST, Port
+from flows.standing_services import (
+    UP_SECONDS,
+    Record,
+    StandingService,
+    alive,
+    choose_port,
+    records,
+    start,
+    stop,
+    stop_strays,
+    wait_until_healthy,
+)
 from pipeline.errors import WorkspaceError
 from pipeline.records import read_json, write_json
 
@@ -44,7 +55,7 @@ class Choice:
     ports: dict[str, int]
 
 
-def bring_up(folder: Path, wish: Wish, say: Callable[[str], None], *, seconds: float = START_SECONDS) -> tuple[Plan, list[Record]]:
+def bring_up(folder: Path, wish: Wish, say: Callable[[str], None], *, seconds: float = UP_SECONDS) -> tuple[Plan, list[Record]]:
     """Start what does not run yet and return when every service answers, with the records of those that this call started.
 
     Raises WorkspaceError when one cannot start; what this call had started is then ended again.

@@ -18,12 +18,13 @@ from typing import Literal
 
 import psutil
 
-from flows.services import HOST, POLL_SECONDS, START_SECONDS, Port, answers, claim_port, last_line
+from flows.services import HOST, POLL_SECONDS, Port, answers, claim_port, last_line
 from pipeline.errors import WorkspaceError
 from pipeline.records import read_json, write_json
 
 MARK = "PROMPTMILL_SERVICE"
 GRACE_SECONDS = 20.0
+UP_SECONDS = 500.0  # a death is seen at once; this is for a machine that has much else to do
 LOG_TAIL_LINES = 12
 LOG_BYTES = 50_000_000
 
@@ -127,7 +128,7 @@ def start(folder: Path, service: StandingService) -> Record:
     return record
 
 
-def wait_until_healthy(started: Sequence[Record], healthy: Callable[[str], bool] = answers, seconds: float = START_SECONDS) -> None:
+def wait_until_healthy(started: Sequence[Record], healthy: Callable[[str], bool] = answers, seconds: float = UP_SECONDS) -> None:
     """Return when all answer.
 
     Raises WorkspaceError with the last lines of its log for the first that ends, or that does not answer within `seconds`.

@@ -105,7 +105,12 @@ STAGES: tuple[Stage, ...] = (
         ("bundle", "predictions", "champion_predictions", "champion_report", "attempts"),
         ("comparison",),
     ),
-    Stage("assess_fairness", ("assess_fairness", "prompt", "score", "lora_baseline"), ("predictions", "test"), ("fairness",)),
+    Stage(
+        "assess_fairness",
+        ("assess_fairness", "prompt", "score", "lora_baseline", "gate"),
+        ("predictions", "test", "champion_predictions", "champion_report"),
+        ("fairness",),
+    ),
     Stage(
         "probe",
         ("behaviour", "prompt", "base_model", "score"),

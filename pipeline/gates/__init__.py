@@ -15,6 +15,6 @@ Several floors at once need no correction for multiple tests, because all of the
 can be met by making the better group worse; set a floor on each group beside it.
 
 checks: what a check is, and how a planned one is judged; estimates: figures read from a record, or the reason why not
-metrics_checks, fairness_checks, data_checks, cost_checks: the checks of one record each; slice_checks: of two
+metrics_checks, fairness_checks, relative_checks, data_checks, cost_checks: the checks of one record each; slice_checks: of two
 decision: what follows from the verdicts
 """

@@ -95,7 +95,7 @@ def _judge_difference(threshold: DifferenceThreshold, label: str | None, labels:
         records[group] = _group(threshold.attribute, group, fairness)
         for rate in parity.rates:
             _group_figure(threshold.attribute, group, records[group], rate, label, fairness)
-    _refuse_constant_answers(threshold.attribute, labels, records)
+    refuse_constant_answers(threshold.attribute, labels, records)
     level = confidence_level_of(fairness)
     rates = {group: rates_of(record, parity, label) for group, record in records.items()}
     found = compare(parity, rates, level, number)
@@ -128,7 +128,7 @@ def _against(threshold: DifferenceThreshold, figure: Figure, what: str) -> Findi
     return (against_minimum if threshold.ratio else against_maximum)(figure, threshold.limit, what)
 
 
-def _refuse_constant_answers(attribute: str, labels: Sequence[str], records: Mapping[str, Record]) -> None:
+def refuse_constant_answers(attribute: str, labels: Sequence[str], records: Mapping[str, Record]) -> None:
     """Raise NoFigure (DEGENERATE) where all groups are given one label: no rate can differ then, whatever the prompt knows."""
     given: set[str] = set()
     for group, record in records.items():

@@ -56,6 +56,13 @@ def _distinct_groups(groups: list[str]) -> list[str]:
     return groups
 
 
+def _check_labels(metric: str, labels: list[str]) -> None:
+    if labels and metric in ("accuracy", "calibration_gap_difference"):
+        raise ValueError(f"{metric} is of all rows and takes no labels, found {labels}")
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"a label is listed twice: {labels}")
+
+
 class GroupThreshold(Section):
     """A floor on one metric for each listed group of one attribute, judged by the lower end of its interval.
 
@@ -103,10 +110,7 @@ class DifferenceThreshold(Section):
         wanted = ("minimum", "maximum") if self.ratio else ("maximum", "minimum")
         if getattr(self, wanted[0]) is None or getattr(self, wanted[1]) is not None:
             raise ValueError(f"{self.metric} takes a `{wanted[0]}` and no `{wanted[1]}`")
-        if self.labels and self.metric in ("accuracy", "calibration_gap_difference"):
-            raise ValueError(f"{self.metric} is of all rows and takes no labels, found {self.labels}")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"a label is listed twice: {self.labels}")
+        _check_labels(self.metric, self.labels)
         return self
 
     @property
@@ -119,6 +123,34 @@ class DifferenceThreshold(Section):
         """The limit, whichever side it is on."""
         limit = self.minimum if self.ratio else self.maximum
         return 0.0 if limit is None else limit
+
+
+class RelativeDifferenceThreshold(Section):
+    """A limit on how much more a metric may differ between the listed groups than it does with the champion, on the same rows.
+
+    The largest difference with the candidate minus the largest with the champion is at most `maximum_increase`, judged by the upper end of
+    its paired interval. `labels` as in DifferenceThreshold.
+    """
+
+    attribute: str
+    metric: Literal[
+        "accuracy",
+        "demographic_parity_difference",
+        "equal_opportunity_difference",
+        "false_positive_rate_difference",
+        "equalized_odds_difference",
+        "precision_difference",
+        "f1_difference",
+        "calibration_gap_difference",
+    ]
+    labels: list[str] = Field(default_factory=list[str])
+    groups: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct_groups)]
+    maximum_increase: Fraction
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "RelativeDifferenceThreshold":
+        _check_labels(self.metric, self.labels)
+        return self
 
 
 class SliceThreshold(Section):
@@ -216,6 +248,7 @@ class GateParams(Section):
     guards: list[Guard]
     group_thresholds: list[GroupThreshold]
     difference_thresholds: list[DifferenceThreshold]
+    relative_difference_thresholds: list[RelativeDifferenceThreshold] = Field(default_factory=list[RelativeDifferenceThreshold])
     slices: SliceParams
     degeneracy: DegeneracyThreshold
     cost: CostParams

@@ -13,7 +13,15 @@ from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.evaluation import AssessFairnessParams, CompareParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.free_text import TEXT_METRICS, free_text_problems
-from pipeline.params.gate import ChangeThreshold, DifferenceThreshold, GateParams, GroupThreshold, Guard, gate_metrics
+from pipeline.params.gate import (
+    ChangeThreshold,
+    DifferenceThreshold,
+    GateParams,
+    GroupThreshold,
+    Guard,
+    RelativeDifferenceThreshold,
+    gate_metrics,
+)
 from pipeline.params.ingest import IngestParams
 from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import BaseModelParams, PromptParams
@@ -157,8 +165,8 @@ def _group_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
 
 def _listed_groups(gate: GateParams) -> Iterator[tuple[str, str, list[str]]]:
     """(dotted path, attribute, groups) of everything in the gate that lists groups."""
-    for kind in ("group_thresholds", "difference_thresholds"):
-        thresholds: list[GroupThreshold | DifferenceThreshold] = getattr(gate, kind)
+    for kind in ("group_thresholds", "difference_thresholds", "relative_difference_thresholds"):
+        thresholds: list[GroupThreshold | DifferenceThreshold | RelativeDifferenceThreshold] = getattr(gate, kind)
         for index, threshold in enumerate(thresholds):
             yield f"gate.{kind}.{index}", threshold.attribute, threshold.groups
     for index, floor in enumerate(gate.slices.thresholds):
@@ -171,6 +179,8 @@ def _listed_labels(gate: GateParams) -> Iterator[tuple[str, list[str]]]:
         yield f"gate.group_thresholds.{index}", [floor.label] if floor.label else []
     for index, difference in enumerate(gate.difference_thresholds):
         yield f"gate.difference_thresholds.{index}", difference.labels
+    for index, relative in enumerate(gate.relative_difference_thresholds):
+        yield f"gate.relative_difference_thresholds.{index}", relative.labels
 
 
 def _behaviour_problems(params: TaskParams) -> Iterator[tuple[str, str]]:

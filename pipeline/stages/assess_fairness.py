@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageInputError
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions, read_champion_predictions, read_predictions
 from pipeline.evaluation.written_rows import read_written
 from pipeline.fairness.disaggregated import assess
 from pipeline.fairness.groups import Attribute, make_attributes
+from pipeline.fairness.relative import METHOD, REPLICATES, limited_differences, relative_differences
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
-from pipeline.records import read_parquet, write_json
+from pipeline.records import read_json, read_parquet, write_json
 from pipeline.variants import task_variants
 
 # A column of more values is an identifier rather than a group.
@@ -18,7 +19,7 @@ MAXIMUM_GROUPS = 50
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Write `fairness` from `predictions` and the group columns of `test`, and return it.
+    """Write `fairness` from `predictions`, those of the champion and the group columns of `test`, and return it.
 
     Raises StageInputError for inconsistent predictions, rows that are not those of `test`, and a column of very many values.
     """
@@ -29,8 +30,33 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     attributes = make_attributes(section, predictions.texts, _columns(inputs.test, predictions, list(section.columns)))
     _check_sizes(attributes, inputs.test)
     report = {"task": outputs.fairness.parent.name, **assess(predictions, attributes, section)}
+    report["relative"] = _relative(params, inputs, predictions, attributes)
     write_json(outputs.fairness, report)
     return report
+
+
+def _relative(params: TaskParams, inputs: Paths, predictions: Predictions, attributes: dict[str, Attribute]) -> dict[str, Any]:
+    """How much more groups differ than with the champion, for each difference that the gate limits so; none without a champion to compare with."""
+    asked = [one for one, _ in limited_differences(params.gate.relative_difference_thresholds, params.prompt.labels)]
+    champion = read_json(inputs.champion_report)
+    scored = read_champion_predictions(inputs.champion_predictions, predictions) if champion["comparable"] else None
+    if champion["comparable"] and scored is None:
+        raise StageInputError(
+            f"{inputs.champion_predictions} has no rows, though the champion answered. Run the stage score_champion again: `dvc repro`."
+        )
+    settings: dict[str, Any] = {
+        "minimum_denominator": params.assess_fairness.minimum_denominator,
+        "confidence_level": params.assess_fairness.confidence_level,
+    }
+    return {
+        "champion": champion["version"],
+        "comparable": champion["comparable"],
+        "reason": champion["reason"],
+        "number": len(asked),
+        "replicates": REPLICATES,
+        "method": METHOD,
+        "differences": [] if scored is None else relative_differences(predictions, scored, attributes, asked, **settings),
+    }
 
 
 def _assess_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
@@ -45,6 +71,7 @@ def _assess_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[s
         "comparisons": 0,
         "method": "none: answers in free text have no labels to compare groups by",
         "attributes": {},
+        "relative": None,
     }
     write_json(outputs.fairness, report)
     return report

@@ -11,6 +11,7 @@ from pipeline.gates.data_checks import drift_checks, leakage_checks
 from pipeline.gates.decision import decide
 from pipeline.gates.fairness_checks import fairness_checks
 from pipeline.gates.metrics_checks import metrics_checks
+from pipeline.gates.relative_checks import relative_checks
 from pipeline.gates.slice_checks import slice_checks
 from pipeline.layout import Paths
 from pipeline.params import TaskParams
@@ -29,7 +30,7 @@ HASHED = (
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     """Write `gate` from the records it reads and return it. Raises StageInputError when they are not of this task or of one test split."""
     task = outputs.gate.parent.name
-    metrics, fairness = _read(inputs.metrics, task), _read(inputs.fairness, task)
+    metrics, fairness, comparison = (_read(path, task) for path in (inputs.metrics, inputs.fairness, inputs.comparison))
     if metrics.get("n") != fairness.get("n"):
         raise StageInputError(
             f"{inputs.metrics} has n {metrics.get('n')!r}, {inputs.fairness} has n {fairness.get('n')!r}: they are of different "
@@ -37,9 +38,10 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
         )
     checks = metrics_checks(params.gate, params.prompt.labels, metrics)
     checks += fairness_checks(params.gate, params.assess_fairness, params.prompt.labels, fairness)
+    checks += relative_checks(params.gate, params.prompt.labels, fairness, comparison)
     checks += slice_checks(params.gate, params.prompt.labels, metrics, fairness)
     checks += cost_checks(params.gate, read_json(inputs.score_report), metrics)
-    checks += comparison_checks(params.compare, _read(inputs.comparison, task), metrics)
+    checks += comparison_checks(params.compare, comparison, metrics)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     checks += behaviour_checks(params.gate.behaviour, _read(inputs.behaviour, task))
     decision, reasons = decide(checks)

@@ -16,6 +16,11 @@ from pipeline.registry import promotion, registry, tracking
 from tests.engine.tiny_models import save_model
 from tests.stages.conftest import TASK
 
+GROUPS = ["zero", "one"]
+LIMITS = [
+    {"attribute": "airline", "metric": "accuracy", "groups": GROUPS, "maximum_increase": 0.0},
+    {"attribute": "airline", "metric": "equal_opportunity_difference", "groups": GROUPS, "labels": ["good"], "maximum_increase": 1.0},
+]
 AFTER_REFERENCE = [stage.name for stage in STAGES if stage.name not in ("ingest", "validate", "split", "profile")]
 
 
@@ -46,16 +51,23 @@ def register(root: Path, number: int) -> int:
     return registry.register_version(root=root, task=TASK, run_id=made.run_id, layout=layout, stage_key=made.stage_key)
 
 
+def gap_of(answers: Any) -> float:
+    """The difference of two airlines' accuracies, counted anew."""
+    shares = [(rows["label"] == rows["prediction"]).mean() for rows in (answers[answers["text"].str.contains(f"@air{k}")] for k in (0, 1))]
+    return abs(shares[0] - shares[1])
+
+
 @pytest.fixture
 def first(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace with its first version as champion."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    change(workspace, "gate", degeneracy={"maximum_prediction_share": 0.99})
+    change(workspace, "gate", degeneracy={"maximum_prediction_share": 0.99}, relative_difference_thresholds=LIMITS)
     comparison = run(workspace, [stage.name for stage in STAGES])
     assert (comparison["champion"], comparison["reason"]) == (None, "no champion yet")
     gate = read_json(Layout(workspace, TASK).path("gate"))
     (check,) = [check for check in gate["checks"] if check["name"] == "accuracy minus champion"]
     assert check["verdict"] == "PASS"
+    assert [check["verdict"] for check in gate["checks"] if check["name"].endswith("against the champion")] == ["PASS", "PASS"]
     assert register(workspace, 1) == 1
     promotion.connect(root=workspace).client.set_registered_model_alias(TASK, "champion", "1")
     return workspace
@@ -66,7 +78,9 @@ def test_candidates_are_compared_with_the_champion_on_their_own_rows_and_attempt
     champion = manifest_sha256(layout.path("bundle"))
     before = read_parquet(layout.path("predictions")).query("variant == 'tuned'")
 
-    same = run(first, ["reference", "score_champion", "compare", "gate"])
+    same = run(first, ["reference", "score_champion", "compare", "assess_fairness", "gate"])
+    changes = read_json(layout.path("fairness"))["relative"]["differences"]
+    assert [(one["change"]["value"], one["change"]["low"], one["change"]["high"]) for one in changes] == [(0.0, 0.0, 0.0)] * 2
     assert same["champion"] == {"version": 1, "manifest_sha256": champion, "base_model_id": "tiny/llama"}
     answers = read_parquet(layout.path("champion_predictions"))
     assert list(answers["p.good"]) == list(before["p.good"]), "the champion answers as it did as a candidate"
@@ -82,6 +96,11 @@ def test_candidates_are_compared_with_the_champion_on_their_own_rows_and_attempt
     assert list(read_parquet(layout.path("champion_predictions"))["row_id"]) == list(test["row_id"])
     right = (tuned["label"] == tuned["prediction"]).mean() - (before["label"] == before["prediction"]).mean()
     assert second["difference"]["value"] == pytest.approx(right)
+    (accuracy, _) = read_json(layout.path("fairness"))["relative"]["differences"]
+    gaps = [gap_of(answers.reset_index(drop=True)) for answers in (tuned, before)]
+    assert (accuracy["candidate"], accuracy["champion"]) == pytest.approx(tuple(gaps))
+    verdicts = {check["name"]: check["verdict"] for check in read_json(layout.path("gate"))["checks"]}
+    assert verdicts["equal_opportunity_difference of good of airline against the champion"] in ("PASS", "DEGENERATE")
     assert register(first, 2) == 2
 
     run_stage(first, "reference", TASK)

@@ -17,7 +17,7 @@ from pipeline.records import checksum_file, replacing_file
 
 DVC_FILE = "dvc.yaml"
 METRICS = frozenset({"metrics"})  # what `dvc metrics show` reads
-PLOTS = frozenset({"plots"})  # what `dvc plots show` draws
+PLOTS = frozenset({"plots", "pictures"})  # what `dvc plots show` draws: tables, and pictures as they are
 
 _HEADER = """\
 # Written by `python -m pipeline.dvc_file` from pipeline/layout.py and the imports of each stage; a test holds it current.

@@ -56,6 +56,7 @@ FILES: Mapping[str, str] = {
     "gate": "reports/{task}/gate.json",
     "card": "reports/{task}/card.html",
     "model_card": "reports/{task}/MODEL_CARD.md",
+    "pictures": "reports/{task}/pictures/",
 }
 
 
@@ -150,7 +151,7 @@ STAGES: tuple[Stage, ...] = (
             "behaviour",
             "gate",
         ),
-        ("card", "model_card"),
+        ("card", "model_card", "pictures"),
     ),
 )
 

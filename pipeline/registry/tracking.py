@@ -64,6 +64,7 @@ _FILES = (
 _FOLDERS = {
     "bundle": "bundle",
     "plots": "plots",
+    "pictures": "pictures",
     "data_docs": "data_docs",
     "data_profile": PROFILE_FOLDER,
     "profile_arrays": PROFILE_FOLDER,

@@ -21,10 +21,11 @@ from pipeline.reporting.formats.data import Data, Drift, Ingest, Split
 from pipeline.reporting.formats.gate import Check, Gate
 from pipeline.reporting.formats.metrics import Attribute, Comparison, Fairness, Metrics, Score, VariantMetrics
 from pipeline.reporting.formats.record import Estimate
-from pipeline.reporting.formats.training import Evaluation, Manifest, TrainLog
+from pipeline.reporting.formats.training import Evaluation, EvaluationT, Manifest, TrainLog
 from pipeline.reporting.formats.virtual_tokens import VirtualTokens
 from pipeline.reporting.lineage import data_docs_link, flatten, lineage
 from pipeline.reporting.page import environment
+from pipeline.reporting.pictures import Picture, confusion_picture, forest_picture, reliability_picture, training_picture
 from pipeline.reporting.reliability import reliability_diagram
 from pipeline.reporting.virtual_tokens import token_rows
 from pipeline.reporting.worth import Worth, worth_of
@@ -155,6 +156,34 @@ def worth_of_labels(inputs: CardInputs) -> Worth | None:
     }
     without = "No LoRA was trained to compare with (lora_baseline.enabled)"
     return worth_of(METRIC_NAMES[inputs.metric], gains, inputs.score.training_cost, without_lora=without)
+
+
+def card_pictures(inputs: CardInputs) -> list[Picture]:
+    """The card's plots as files: forest, reliability, confusion matrices and training curve, those that have anything to show."""
+    tuned, checks = inputs.metrics.variants.tuned, inputs.gate.checks
+    differences, reliability = (
+        forest_of_differences(inputs.fairness, checks),
+        reliability_diagram(tuned.reliability, tuned.ece, tuned.ece_null),
+    )
+    matrices = [("This tuned prompt", tuned.confusion_matrix)]
+    if inputs.comparison.champion and inputs.comparison.comparable:
+        beside = confusion_matrix(inputs.champion_answers, inputs.metrics.labels)
+        matrices.append((f"Champion, version {inputs.comparison.champion.version}", beside))
+    made = [
+        forest_picture("forest", "Share of right answers", forest_of_shares(inputs.metrics, inputs.fairness, checks)),
+        forest_picture("forest_differences", "Differences between groups", differences) if differences else None,
+        reliability_picture(tuned.reliability, reliability.alt) if reliability.points else None,
+        confusion_picture(inputs.metrics.labels, matrices),
+        training_picture_of(inputs, inputs.train_log, _metrics_of_training(inputs)),
+    ]
+    return [picture for picture in made if picture]
+
+
+def training_picture_of(inputs: CommonInputs, log: TrainLog[EvaluationT], metrics: tuple[str, str]) -> Picture | None:
+    """The training curve as a file; None where nothing was recorded."""
+    best = inputs.manifest.training.best_step
+    curve = training_curve(log.steps, log.evaluations, metrics, best)
+    return training_picture(log.steps, log.evaluations, metrics, best, curve.alt) if curve and curve.panels else None
 
 
 def common_context(inputs: CommonInputs, task: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ and the tuned prompt's results as a model-index. The text below has the same fig
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.reporting.card import CardInputs, worth_of_labels
@@ -33,10 +33,10 @@ _HUB_METRICS: Mapping[str, str] = {"macro_f1": "f1", "token_f1": "f1", "rouge_1"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$]|^[#+=-]|(?<=^\d)[.)])")
 
 
-def render_model_card(inputs: CardInputs | TextCardInputs) -> str:
-    """The metadata between two lines of three dashes, then the text, with line feeds only."""
+def render_model_card(inputs: CardInputs | TextCardInputs, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The metadata between two lines of three dashes, then the text, with line feeds only; `pictures` are (relative path, text alternative)."""
     template = environment(markup=False).get_template("model_card.md.jinja")
-    return f"---\n{metadata(inputs)}\n---\n{template.render(_context(inputs))}"
+    return f"---\n{metadata(inputs)}\n---\n{template.render(_context(inputs) | {'pictures': pictures})}"
 
 
 def metadata(inputs: CardInputs | TextCardInputs) -> str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageInputError
 from pipeline.evaluation.row_scores import row_scores
-from pipeline.reporting.card import CommonInputs, common_context
+from pipeline.reporting.card import CommonInputs, common_context, training_picture_of
 from pipeline.reporting.examples import Piece, draw, visible_pieces
 from pipeline.reporting.figures import Bar, smoothing_window, training_curve
 from pipeline.reporting.formats.record import Estimate
 from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
 from pipeline.reporting.formats.training import TrainLog
 from pipeline.reporting.page import environment
+from pipeline.reporting.pictures import Picture
 from pipeline.reporting.worth import Worth, worth_of
 from pipeline.variants import NAMES
 
@@ -73,8 +74,8 @@ def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
     """What the template shows, by name. Nothing in it is markup: the template escapes every value."""
     metrics, training = inputs.metrics, inputs.manifest.training
     variants = {NAMES.get(name, name): variant for name, variant in metrics.variants.items()}
-    other = "exact_match" if training.metric == "token_accuracy" else "token_accuracy"
-    curve = training_curve(inputs.train_log.steps, inputs.train_log.evaluations, (training.metric, other), training.best_step)
+    selected, other = _metrics_of_training(inputs)
+    curve = training_curve(inputs.train_log.steps, inputs.train_log.evaluations, (selected, other), training.best_step)
     return {
         **common_context(inputs, metrics.task),
         "metrics": metrics,
@@ -88,11 +89,17 @@ def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
         "variant_bars": [_bar(name, getattr(variant, metrics.metric)) for name, variant in variants.items()],
         "curve": curve,
         "window": smoothing_window(inputs.train_log.steps),
-        "metric_name": TRAINING_METRICS[training.metric],
+        "metric_name": TRAINING_METRICS[selected],
         "other_metric_name": TRAINING_METRICS[other],
         "examples": written_examples(inputs.predictions, metrics.metric, inputs.examples, inputs.seed),
         "hard_prompts": [Candidate(item["template"], float(item[metrics.metric]), int(item["rows"])) for item in inputs.score.hard_prompts],
     }
+
+
+def text_card_pictures(inputs: TextCardInputs) -> list[Picture]:
+    """The card's plots as files: the training curve, where there is one."""
+    picture = training_picture_of(inputs, inputs.train_log, _metrics_of_training(inputs))
+    return [picture] if picture else []
 
 
 def worth_of_text(inputs: TextCardInputs) -> Worth:
@@ -132,6 +139,12 @@ def check_metric_of_prompts(score: TextScore, metric: str, where: Path) -> None:
 def text_columns() -> Sequence[str]:
     """The columns of the predictions that the card reads."""
     return ("row_id", "variant", "text", "target", "prediction")
+
+
+def _metrics_of_training(inputs: TextCardInputs) -> tuple[str, str]:
+    """The metric that selected the step, and the other one that was measured."""
+    selected = inputs.manifest.training.metric
+    return selected, "exact_match" if selected == "token_accuracy" else "token_accuracy"
 
 
 def _bar(name: str, estimate: Estimate) -> Bar:

@@ -1,4 +1,4 @@
-"""Stage report: everything the run wrote -> the prompt card, one self-contained HTML page, and the model card in Hugging Face's format."""
+"""Stage report: everything the run wrote -> the prompt card (one self-contained HTML page), its plots, and the model card for Hugging Face."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from pipeline.layout import Paths
 from pipeline.manifest import MANIFEST_FILE, manifest_sha256
 from pipeline.params import TaskParams
-from pipeline.records import read_json, read_jsonl, read_parquet, replacing_file, sha256_file
+from pipeline.records import read_json, read_jsonl, read_parquet, replacing_file, replacing_folder, sha256_file
 from pipeline.reporting.behaviour import ANSWER_COLUMNS
-from pipeline.reporting.card import CardInputs, render_card
+from pipeline.reporting.card import CardInputs, card_pictures, render_card
 from pipeline.reporting.champion import check_same_rows
 from pipeline.reporting.examples import check_predictions
 from pipeline.reporting.formats.behaviour import Behaviour
@@ -21,11 +21,12 @@ from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextSco
 from pipeline.reporting.formats.training import Evaluation, Manifest, parse_train_log
 from pipeline.reporting.formats.virtual_tokens import VirtualTokens
 from pipeline.reporting.model_card import render_model_card
-from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_columns
+from pipeline.reporting.pictures import save_pictures
+from pipeline.reporting.text_card import TextCardInputs, check_metric_of_prompts, render_text_card, text_card_pictures, text_columns
 
 
 def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
-    """Write both cards; returns the size of the prompt card in bytes and the decision it shows. Raises StageInputError naming a file and key."""
+    """Write both cards and the plots; returns the size of the prompt card in bytes and the decision it shows. Raises StageInputError naming a file and key."""
     card = _read_text(params, inputs) if params.prompt.free_text else _read(params, inputs)
     check_gate(card.gate, inputs.gate)
     judged = {key: sha256_file(getattr(inputs, key.removesuffix("_sha256"))) for key in GateInputs.model_fields}
@@ -41,7 +42,12 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     # A lone surrogate, which JSON can carry and UTF-8 cannot, becomes a character reference that browsers show as U+FFFD.
     text = render_text_card(card) if isinstance(card, TextCardInputs) else render_card(card)
     page = text.encode("utf-8", errors="xmlcharrefreplace")
-    model_card = render_model_card(card).encode("utf-8", errors="xmlcharrefreplace")
+    pictures = text_card_pictures(card) if isinstance(card, TextCardInputs) else card_pictures(card)
+    with replacing_folder(outputs.pictures) as folder:
+        save_pictures(folder, pictures)
+    model_card = render_model_card(card, [(f"{outputs.pictures.name}/{picture.file}", picture.alt) for picture in pictures]).encode(
+        "utf-8", errors="xmlcharrefreplace"
+    )
     for path, content in ((outputs.card, page), (outputs.model_card, model_card)):
         with replacing_file(path) as temporary:
             temporary.write_bytes(content)

@@ -136,7 +136,7 @@ def test_metrics_and_plots_are_what_dvc_shows(workspace: Path):
         metrics = [out.def_path for unit in repo.index.stages for out in unit.outs if out.metric]
         plots = [out.def_path for unit in repo.index.stages for out in unit.outs if out.plot]
     assert sorted(metrics) == sorted(f"reports/{task}/metrics.json" for task in TASKS)
-    assert sorted(plots) == sorted(f"reports/{task}/plots" for task in TASKS)
+    assert sorted(plots) == sorted(f"reports/{task}/{folder}" for task in TASKS for folder in ("plots", "pictures"))
 
 
 def test_the_layout_and_the_params_name_the_same_sections():

@@ -117,9 +117,10 @@ def write_outputs(root: Path, seed: int, decision: str = "promote", steps: int =
     write_jsonl(layout.path("train_log"), [*log, evaluation])
     layout.path("card").write_text(f"<html>{seed}</html>", encoding="utf-8")
     layout.path("model_card").write_text(f"---\nlibrary_name: peft\n---\n{seed}\n", encoding="utf-8")
-    for name in ("plots", "data_docs"):
+    for name in ("plots", "data_docs", "pictures"):
         layout.path(name).mkdir(exist_ok=True)
     (layout.path("data_docs") / "index.html").write_text("<html>contract</html>", encoding="utf-8")
+    (layout.path("pictures") / "forest.png").write_bytes(f"PNG {seed}".encode())
     (layout.path("plots") / "confusion_matrix.csv").write_text("actual,predicted\nneutral,neutral\n", encoding="utf-8")
     (root / "params.yaml").write_text(PARAMS_YAML.read_text(encoding="utf-8"), encoding="utf-8")
     entries = {

@@ -207,7 +207,8 @@ def test_stage_writes_the_card_and_nothing_else(run: Run):
     before = {path for path in run.root.rglob("*") if path.is_file()}
     found = report.run(params=run.params, inputs=run.inputs, outputs=run.outputs)
     after = {path for path in run.root.rglob("*") if path.is_file()}
-    assert after - before == {run.outputs.card, run.outputs.model_card}
+    pictures = {run.outputs.pictures / f"{name}.png" for name in ("forest", "reliability", "confusion", "training")}
+    assert after - before == {run.outputs.card, run.outputs.model_card} | pictures
     assert found == {"bytes": run.outputs.card.stat().st_size, "decision": "promote"}
 
 

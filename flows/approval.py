@@ -9,16 +9,15 @@ from typing import Any
 from prefect import flow, pause_flow_run, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.input import RunInput
 
+from flows.events import APPROVAL_REQUESTED, announce, announce_champion, where_to_read
 from flows.promotion_lock import shared_lock
 from flows.summary import artifact_key
 from flows.terminal import say
 from pipeline.layout import find_root
 from pipeline.registry import approval
 
-EVENT = "promptmill.approval.requested"
 FORM_SECONDS, POLL_SECONDS = 24 * 3600, 5
 
 
@@ -39,11 +38,8 @@ def ask(root: Path, name: str, version: int) -> dict[str, Any]:
     request = approval.request_approval(root=root, task=name, version=version)
     text = question(request)
     create_markdown_artifact(key=artifact_key("approval", name), markdown=text)
-    emit_event(
-        event=EVENT,
-        resource={"prefect.resource.id": f"promptmill.task.{name}", "prefect.resource.name": f"{name} version {version}"},
-        payload={**request, "text": text},
-    )
+    lines = [text, *where_to_read(root, name, version)]
+    announce(APPROVAL_REQUESTED, name, subject=f"{name} version {version} waits for approval", lines=lines, details=request)
     say(f"{name} version {version} waits for approval: promptmill approve {name} {version} --reason ...")
     return request
 
@@ -79,7 +75,7 @@ def promote(task: str, version: int, root: str = ".", answer: Approval | None = 
         answer = pause_flow_run(wait_for_input=form, timeout=FORM_SECONDS, poll_interval=POLL_SECONDS)
     if not answer.approved:
         return approval.reject(root=workspace, task=task, version=version, reason=answer.reason, by=answer.by)
-    return approval.approve(
+    done = approval.approve(
         root=workspace,
         task=task,
         version=version,
@@ -88,3 +84,5 @@ def promote(task: str, version: int, root: str = ".", answer: Approval | None = 
         manifest=answer.manifest_sha256,
         lock=shared_lock(),
     )
+    announce_champion(workspace, done, why=f"Approved by {answer.by}: {answer.reason}")
+    return done

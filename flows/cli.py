@@ -29,6 +29,7 @@ MODULES = (
     "flows.reproduce_command",
     "flows.sync",
     "flows.services_command",
+    "flows.deploy",
 )
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.events import ROLLED_BACK, announce_champion, tag_of
 from flows.flow_runs import abandoned, close_abandoned, noted
 from flows.promotion_lock import EMBEDDED_VARIABLE, shared_lock
 from flows.services import Service, check_alive, mlflow_service, prefect_service, running
 from flows.settings import apply_prefect_defaults, keep_runs_off_the_console, reach_loopback_directly
 from flows.summary import VERDICTS, gate_table, where_to_look
 from flows.terminal import answer, number, say, table
-from flows.workspace import LOCK_FILE, changed_stages, check_checkout
+from flows.workspace import check_checkout
 from pipeline.__main__ import VERBOSE_VARIABLE
 from pipeline.errors import NeedsApproval, NotPromoted, RecordSpooled, RegistryError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
@@ -27,9 +28,12 @@ def run(options: Namespace) -> int:
     """Bring the task up to date, or say what already is; the exit code says whether the gate let it pass."""
     root = find_root(Path.cwd())
     params = check_checkout(root, options.task)
+    from flows.base_model import base_model_changed
+    from flows.handled import handled_version
     from flows.source_file import source_changed
 
-    handled = None if source_changed(root, options.task, params) else handled_version(root, options.task)
+    stale = source_changed(root, options.task, params) or base_model_changed(root, options.task, params)
+    handled = None if stale else handled_version(root, options.task)
     if handled is None:
         handled = _retrain(root, options)
     else:
@@ -42,47 +46,18 @@ def run(options: Namespace) -> int:
     return _report(root, options.task, handled, tuple(params.ingest.columns.fields))
 
 
-def handled_version(root: Path, task: str) -> dict[str, Any] | None:
-    """The version made from the outputs as they are now, once it needs nothing more: not let pass, waiting for a person or answered by one, champion, or champion in the past.
-
-    None when a stage would run again, or when recording, registering or promoting is still to be done.
-    """
-    from pipeline.params import load_task
-    from pipeline.registry.registry import list_versions
-    from pipeline.registry.tracking import lock_entries, stage_key
-
-    if changed_stages(root, task):
-        return None
-    key = stage_key(entries=lock_entries(lock=root / LOCK_FILE, task=task))
-    try:
-        versions = list_versions(root=root, task=task)
-    except RegistryError:
-        return None  # nothing registered yet, or no store: the flow makes one, or says why it cannot
-    approval = load_task(root / PARAMS_FILE, task).promotion.approval
-    champion = next((version["version"] for version in versions if "champion" in version["aliases"]), None)
-    return next((v for v in versions if v["stage_key"] == key and _needs_nothing(v, approval, champion)), None)
-
-
-def _needs_nothing(version: dict[str, Any], approval: str, champion: int | None) -> bool:
-    """Whether a version is at its end, or waits for a person who would still decide against the champion there is."""
-    from pipeline.registry.approval import needs_approval
-
-    if "champion" in version["aliases"] or version["promoted_at"] or (version["approval"] or {}).get("approved") is False:
-        return True
-    if needs_approval(approval=approval, decision=version["gate_decision"]):
-        return version["approval_request"] is not None and version["approval_request"]["champion"] == champion
-    return version["gate_decision"] != "promote"
-
-
 def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
     if options.verbose:
         os.environ[VERBOSE_VARIABLE] = "1"
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     apply_prefect_defaults(root)
     with prefect_api(root, options.verbose), noted(root):
+        from prefect import tags
+
         from flows.retrain import retrain
 
-        result: Any = retrain(options.task, str(root), options.stage_timeout)
+        with tags(tag_of(options.task)):
+            result: Any = retrain(options.task, str(root), options.stage_timeout)
     if result["version"] is None:
         raise RecordSpooled(
             f"MLflow at {tracking_uri(root=root)} does not answer. All stages are done and kept, and the record of the run waits in .promptmill/spool. "
@@ -169,14 +144,19 @@ def promote(options: Namespace) -> int:
 
     root = workspace()
     version = registry.show(root=root, task=options.task, selector=options.version)["version"]
-    return say_champion(promotion.promote(root=root, task=options.task, version=version, reason=options.reason, lock=shared_lock()))
+    done = promotion.promote(root=root, task=options.task, version=version, reason=options.reason, lock=shared_lock())
+    announce_champion(root, done, why=options.reason or "Promoted by hand.")
+    return say_champion(done)
 
 
 def rollback(options: Namespace) -> int:
     """Make an earlier champion the champion again."""
     from pipeline.registry import promotion
 
-    return say_champion(promotion.rollback(root=workspace(), task=options.task, to=options.to, reason=options.reason, lock=shared_lock()))
+    root = workspace()
+    done = promotion.rollback(root=root, task=options.task, to=options.to, reason=options.reason, lock=shared_lock())
+    announce_champion(root, done, why=options.reason or "Rolled back by hand.", event=ROLLED_BACK)
+    return say_champion(done)
 
 
 def say_champion(record: dict[str, Any]) -> int:

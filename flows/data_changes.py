@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dvc_cache import check_not_handed_out_altered, versioned_source
+from flows.events import DATA_CHANGED, announce
 from flows.settings import state_folder
 from flows.stage_process import run_stage
 from flows.terminal import answer, say, table
@@ -48,7 +49,8 @@ def add_file(task: str, file: Path, *, encoding: str | None = None, delimiter: s
         with replacing_file(root / PARAMS_FILE) as temporary:
             temporary.write_text(text, encoding="utf-8")
         run_stage(root=root, task=task, stage=INGEST, screen=sys.stderr.buffer, force=True)
-        _say_changes(root, task, former, check_checkout(root, task))
+        if _say_changes(root, task, former, check_checkout(root, task)):
+            _announce(root, task, former)
     answer(f"To keep this version: git add {LOCK_FILE} {PARAMS_FILE} {SOURCES} && git commit. `promptmill run {task}` tunes on it.")
     return 0
 
@@ -64,6 +66,7 @@ def refresh(task: str) -> int:
             run_stage(root=root, task=task, stage=INGEST, screen=sys.stderr.buffer, force=True)
         changed = _say_changes(root, task, former, params)
     if changed:
+        _announce(root, task, former)
         answer(f"To keep this version: git add {LOCK_FILE} && git commit. `promptmill run {task}` tunes on it.")
     return 0
 
@@ -195,6 +198,14 @@ def _say_changes(root: Path, task: str, former: RawTable | None, params: TaskPar
     except StageInputError as error:
         answer(f"The two cannot be compared: {error}")
     return True
+
+
+def _announce(root: Path, task: str, former: RawTable | None) -> None:
+    """Tell the Prefect server, where one is named, that there is new data: a deployment of `retrain` may wait for it."""
+    now, before = verify_parquet(Layout(root, task).path("raw")), None if former is None else str(former.sha256)
+    lines = [f"Data version {now[:8]} (before: {'none' if before is None else before[:8]})."]
+    if announce(DATA_CHANGED, task, subject=f"{task}: new data", lines=lines, details={"before": before, "after": now}):
+        say(f"Prefect was told of it ({DATA_CHANGED}).")
 
 
 @contextmanager

@@ -53,6 +53,11 @@ def drift(options: Namespace) -> int:
     current = _profile_of_file(options.data, params) if options.data else _current_profile(root, options.task)
     report = drift_report(current, reference, against=against, limits=params.drift)
     answer(json.dumps({"task": options.task, **report}, ensure_ascii=False, indent=2) if options.json else _text(options.task, report))
+    if report["verdict"] == "FAIL":
+        from flows.events import DATA_DRIFTED, announce
+
+        failed = [f"{check['name']}: {check['sentence']}" for check in report["checks"] if check["verdict"] == "FAIL"]
+        announce(DATA_DRIFTED, options.task, subject=f"{options.task}: the data drifted", lines=failed)
     return DataDrifted.exit_code if report["verdict"] == "FAIL" else 0
 
 

@@ -21,12 +21,17 @@ LEASE_SECONDS = 60.0  # the least Prefect allows: a killed holder's slot is free
 
 def shared_lock() -> SharedLock | None:
     """The lock of the Prefect server that the user's settings name, or None where there is no such server."""
+    return prefect_lock if server_named() else None
+
+
+def server_named() -> bool:
+    """Whether the user's settings name a Prefect server; the one that a single `promptmill run` starts for itself is none."""
     named = any(os.environ.get(name) for name in SETTINGS) or "prefect" in sys.modules
     if os.environ.get(EMBEDDED_VARIABLE) or not named:
-        return None  # without importing prefect, which takes seconds
+        return False  # without importing prefect, which takes seconds
     from prefect.settings import PREFECT_API_URL
 
-    return prefect_lock if PREFECT_API_URL.value() else None
+    return bool(PREFECT_API_URL.value())
 
 
 @contextmanager

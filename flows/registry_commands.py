@@ -60,14 +60,16 @@ def _count(text: str) -> int:
 def approve(options: Namespace) -> int:
     """Approve a waiting version and make it champion."""
     from flows.commands import say_champion, workspace
+    from flows.events import announce_champion
     from flows.promotion_lock import shared_lock
     from pipeline.registry import approval
 
-    return say_champion(
-        approval.approve(
-            root=workspace(), task=options.task, version=options.version, reason=options.reason, by=options.by, manifest=options.manifest, lock=shared_lock()
-        )
+    root = workspace()
+    done = approval.approve(
+        root=root, task=options.task, version=options.version, reason=options.reason, by=options.by, manifest=options.manifest, lock=shared_lock()
     )  # fmt: skip
+    announce_champion(root, done, why=f"Approved: {options.reason}")
+    return say_champion(done)
 
 
 def reject(options: Namespace) -> int:

@@ -8,6 +8,9 @@ from prefect import State, flow
 from prefect.states import Completed
 
 from flows.approval import ask
+from flows.base_model import STAGES_ON_IT, base_model_changed
+from flows.events import REFUSED, announce, announce_champion, where_to_read
+from flows.handled import handled_version
 from flows.reference import STAGE as REFERENCE
 from flows.reference import reference_is_stale
 from flows.source_file import STAGE as INGEST
@@ -21,14 +24,19 @@ from pipeline.params import load_task
 from pipeline.registry.approval import needs_approval
 from pipeline.registry.tracking import gate_evidence
 
-NOT_PROMOTED, SPOOLED, WAITING = "NotPromoted", "Spooled", "WaitingForApproval"
+NOT_PROMOTED, SPOOLED, WAITING, UNCHANGED = "NotPromoted", "Spooled", "WaitingForApproval", "Unchanged"
 NOTHING_REGISTERED = {"version": None, "run_id": None, "decision": None, "previous_champion": None}
 COMPARISONS = 3  # how often a run compares again because another version became champion meanwhile
 
 
 @flow(name="retrain", flow_run_name="retrain-{task}", persist_result=False)
-def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) -> dict[str, Any] | State[dict[str, Any]]:
+def retrain(
+    task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS, refresh: bool = False, unless_unchanged: bool = False
+) -> dict[str, Any] | State[dict[str, Any]]:
     """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
+
+    `refresh` reads the source again first, whatever it is. With `unless_unchanged` the flow ends Completed with the name Unchanged when neither data nor params nor code
+    differ from those of a version that needs nothing more.
 
     The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or cannot
     decide (`ask`) and nobody is asked, the flow ends Completed with the name NotPromoted and the reasons as message; when a person is asked
@@ -37,6 +45,12 @@ def retrain(task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS) ->
     a version: `promptmill sync` delivers it. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
+    if refresh:
+        run_stages(workspace, task, stages=[INGEST], stage_seconds=stage_seconds, forced=[INGEST])
+    if unless_unchanged and not changed_outside(workspace, task):
+        version = handled_version(workspace, task)
+        if version is not None:
+            return _unchanged(task, version)
     for attempt in range(1, COMPARISONS + 1):
         run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
         try:
@@ -65,15 +79,43 @@ def _decide(root: Path, task: str, version: int, run_id: str) -> dict[str, Any] 
         ask(root, task, version)
         return Completed(name=WAITING, message=" ".join(gate.reasons) or "The gate let it pass; promotion.approval is manual.", data=result)
     if gate.decision != "promote":
+        lines = [*gate.reasons, *where_to_read(root, task, version, run_id)]
+        announce(REFUSED, task, subject=f"{task} version {version} was not promoted", lines=lines, details={"version": version})
         return Completed(name=NOT_PROMOTED, message=" ".join(gate.reasons), data=result)
-    return {**result, "previous_champion": promote(root, task, version)["previous_champion"]}
+    promoted = promote(root, task, version)
+    announce_champion(root, promoted, why="The gate let it pass.", run_id=run_id)
+    return {**result, "previous_champion": promoted["previous_champion"]}
+
+
+def _unchanged(task: str, version: dict[str, Any]) -> State[dict[str, Any]]:
+    """The end of a run that has nothing to do, and says so."""
+    said = f"Neither data nor params nor code of {task} changed since version {version['version']}, so nothing was retrained."
+    say(said)
+    result = {
+        **NOTHING_REGISTERED,
+        "task": task,
+        "version": version["version"],
+        "run_id": version["run_id"],
+        "decision": version["gate_decision"],
+    }
+    return Completed(name=UNCHANGED, message=said, data=result)
+
+
+def changed_outside(root: Path, task: str) -> bool:
+    """Whether the local source file or the base model's files are others than those of the last run, which DVC does not see."""
+    params = load_task(root / PARAMS_FILE, task)
+    return source_changed(root, task, params) or base_model_changed(root, task, params)
 
 
 def stale_stages(root: Path, task: str) -> list[str]:
-    """The stages that must run again although DVC sees no change: it watches neither local source files nor the champion."""
-    stale = [INGEST] if source_changed(root, task, load_task(root / PARAMS_FILE, task)) else []
+    """The stages that must run again although DVC sees no change: it watches neither local source files, nor a base model's files, nor the champion."""
+    params = load_task(root / PARAMS_FILE, task)
+    stale = [INGEST] if source_changed(root, task, params) else []
     if stale:
         say("The source file is not the one that was read last, so it is read again.")
+    if base_model_changed(root, task, params):
+        say("The base model's weights are not those of the last run, so the stages that load it run again.")
+        stale += STAGES_ON_IT
     return stale + ([REFERENCE] if reference_is_stale(root, task, forced=bool(stale)) else [])
 
 

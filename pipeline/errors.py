@@ -111,3 +111,7 @@ class NotReproduced(PromptmillError):
     """A version was made again and is not the one that was recorded: a finding, with an exit code of its own."""
 
     exit_code = 5
+
+
+class DeployError(PromptmillError):
+    """What params.yaml asks of the Prefect server cannot be set up there."""

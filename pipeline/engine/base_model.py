@@ -48,6 +48,7 @@ from pipeline.engine.model_files import (
     gguf_file,
     one_line,
     sha256_file,
+    sha256_of_files,
 )
 from pipeline.engine.support import Architecture
 from pipeline.errors import BaseModelError
@@ -189,7 +190,7 @@ def tokenizer_identity(folder: Path) -> str:
     names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if "tokenizer.json" not in names:
         names += [name for name in VOCABULARY_FILES if (folder / name).is_file()]
-    return _sha256_of_files(folder, names)
+    return sha256_of_files(folder, names)
 
 
 def architecture_of(config: Any, model_id: str) -> Architecture:
@@ -248,7 +249,7 @@ def locate(source: Mapping[str, Any], cache: Path, say: Callable[[str], None]) -
         raise BaseModelError(
             f"{folder} holds no *.safetensors file; other weight formats are not read. Convert the model with save_pretrained."
         )
-    return folder, _sha256_of_files(folder, weights)
+    return folder, sha256_of_files(folder, weights)
 
 
 def convert_gguf(gguf: Path, cache: Path, say: Callable[[str], None] = lambda message: None) -> Path:
@@ -308,14 +309,6 @@ def _conversion_is_whole(folder: Path) -> bool:
 
 def _space_advice() -> str:
     return f"Free some space, or set {CACHE_VARIABLE} to a folder on another disk."
-
-
-def _sha256_of_files(folder: Path, names: list[str]) -> str:
-    """One file: its sha256. Several: the sha256 of the lines `<name> <sha256>`."""
-    if len(names) == 1:
-        return sha256_file(folder / names[0])
-    lines = "".join(f"{name} {sha256_file(folder / name)}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -91,6 +91,31 @@ def downloaded(source: Mapping[str, Any], patterns: tuple[str, ...]) -> Path:
         ) from error
 
 
+def weights_sha256(source: Mapping[str, Any], *, root: Path) -> str | None:
+    """What identifies a base model's weights, as `base_model.locate` gives it, without converting or loading anything.
+
+    A relative path starts at `root`. None for a source on the hub, which its revision identifies. Raises BaseModelError when the files are not there.
+    """
+    if source["kind"] == "hub":
+        return None
+    here = {**source, "path": str(root / source["path"])} if source["kind"] in ("directory", "gguf") else source
+    if source["kind"] in ("package_gguf", "gguf"):
+        return sha256_file(gguf_file(here))
+    folder = Path(here["path"])
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not weights:
+        raise BaseModelError(f"{folder} holds no *.safetensors file. Correct base_model.source.path, or put the model there.")
+    return sha256_of_files(folder, weights)
+
+
+def sha256_of_files(folder: Path, names: list[str]) -> str:
+    """One file: its sha256. Several: the sha256 of the lines `<name> <sha256>`."""
+    if len(names) == 1:
+        return sha256_file(folder / names[0])
+    lines = "".join(f"{name} {sha256_file(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as stream:

@@ -5,7 +5,7 @@ DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code
 All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
 The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
 
-section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion: the sections; task: all of them together, and reading the file
+section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion, deployment: the sections; task: all of them together, and reading the file
 """
 
 from pipeline.params.behaviour import (
@@ -28,6 +28,7 @@ from pipeline.params.data import (
     SplitParams,
     ValidateParams,
 )
+from pipeline.params.deployment import DeploymentParams, Notification, Occasion, Trigger, WorkPool
 from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, CompareParams, TextGroups, intersection_name
 from pipeline.params.free_text import GenerationParams, RowMetric
 from pipeline.params.gate import (
@@ -65,6 +66,7 @@ __all__ = [
     "CompareParams",
     "CostParams",
     "DegeneracyThreshold",
+    "DeploymentParams",
     "DifferenceThreshold",
     "DirectionalTest",
     "DriftParams",
@@ -85,6 +87,8 @@ __all__ = [
     "LoraBaselineParams",
     "MinimumFunctionalityTest",
     "NearDuplicateParams",
+    "Notification",
+    "Occasion",
     "PackageFileSource",
     "PairFile",
     "Perturbation",
@@ -101,10 +105,12 @@ __all__ = [
     "TaskParams",
     "TextGroups",
     "TrialsParams",
+    "Trigger",
     "TuneParams",
     "TunedPromptInit",
     "ValidateParams",
     "ValueThreshold",
+    "WorkPool",
     "gate_metrics",
     "intersection_name",
     "load",

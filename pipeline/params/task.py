@@ -11,6 +11,7 @@ from pipeline.errors import ParamsError
 from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
 from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
+from pipeline.params.deployment import DeploymentParams
 from pipeline.params.evaluation import AssessFairnessParams, CompareParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.free_text import TEXT_METRICS, free_text_problems
 from pipeline.params.gate import (
@@ -54,6 +55,7 @@ class TaskParams(Section):
     gate: GateParams
     report: ReportParams
     promotion: PromotionParams
+    deployment: DeploymentParams
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":

@@ -27,6 +27,8 @@ COMMANDS = (
     "evaluate",
     "reproduce",
     "sync",
+    "services",
+    "deploy",
     "ui",
     "data",
 )

@@ -62,6 +62,7 @@ def small_task(model: Path) -> dict[str, Any]:
         "gate": {"minimum_test_rows": 100, "value_thresholds": [{"metric": "accuracy", "minimum": 0.2}]},
         "report": {"title": "Praise", "description": "Made-up rows."},
         "promotion": {},
+        "deployment": {},
     }
 
 

@@ -21,6 +21,9 @@ FEW_SHOT: Baseline = "few_shot"
 LORA: Baseline = "lora"
 MAJORITY_CLASS: Baseline = "majority_class"
 
+# Not scored with the others but by the stage score_champion; a guard may name it as well.
+CHAMPION: Literal["champion"] = "champion"
+
 # The order in which they are shown: the harder baselines first.
 VARIANTS: tuple[Variant, ...] = ("tuned", "hard_prompt", "zero_shot", "few_shot", "lora", "majority_class")
 

@@ -82,7 +82,10 @@ def compare_with_champion(
     confidence_level: float,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of comparison.json; `confidence_level` is that of each one's own metric, the difference has 1 - 2 * level."""
+    """The figures of comparison.json; `confidence_level` is that of each one's own metric, the difference has 1 - 2 * level.
+
+    `guarded` has the difference of every metric a guard may name at `confidence_level`: metrics that have only to hold need no share of the level.
+    """
     actual, candidate = predictions.actual, predictions.tuned
     counts = paired_counts(actual, candidate.predicted, champion.predicted)
     level = level_of_attempt(settings.significance, attempts)
@@ -100,6 +103,10 @@ def compare_with_champion(
         "difference": difference,
         "p_value": mcnemar_superior(counts.candidate_only, counts.champion_only) if settings.metric == ACCURACY else None,
         "paired": vars(counts),
+        "guarded": {
+            "confidence_level": confidence_level,
+            **compare(predictions, champion, confidence_level=confidence_level, replicates=replicates, seed=seed),
+        },
         "examples": discordant_examples(predictions, champion, settings.examples),
         "method": method_of(settings.metric),
     }

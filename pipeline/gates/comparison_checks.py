@@ -1,13 +1,15 @@
 """The check against the champion: better beyond chance, or not worse than by a margin; and what holds where there is no champion."""
 
+from collections.abc import Sequence
 from functools import partial
 from math import isclose
 
 from pipeline.evaluation.comparison import PairedCounts, method_of
 from pipeline.evaluation.paired import level_of_attempt, mcnemar_superior
-from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, judged
+from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_minimum, judged
 from pipeline.gates.estimates import Record, at, count_in, figure_in
-from pipeline.params import CompareParams
+from pipeline.params import CompareParams, Guard
+from pipeline.variants import CHAMPION
 
 # Everything the record holds. A record that lacks one of these was not written by the stage `compare`, and nothing is promoted on it.
 KEYS = (
@@ -23,6 +25,7 @@ KEYS = (
     "difference",
     "p_value",
     "paired",
+    "guarded",
     "examples",
     "method",
 )
@@ -51,6 +54,40 @@ def comparison_checks(compare: CompareParams, comparison: Record, metrics: Recor
     name = f"{compare.metric} minus champion"
     rows, method = (None, None) if first else ("test rows that both answered", method_of(compare.metric))
     return judged([Planned(name, rule, limit, judge, rows, method)])
+
+
+def champion_guards(guards: Sequence[Guard], comparison: Record, metrics: Record) -> list[Check]:
+    """The checks of the guards that name the champion, on the same record: a metric that may not fall far below the champion's."""
+    rule = "PASS when low >= limit; FAIL when high < limit; a first version passes; the limit is the greatest loss that is allowed, below 0"
+    return judged(
+        Planned(
+            f"{guard.metric} not below champion",
+            rule,
+            -guard.maximum_loss,
+            partial(_judge_guard, guard, comparison, metrics),
+            "test rows that both answered",
+            "percentile bootstrap of the paired difference over test rows",
+        )
+        for guard in guards
+        if guard.baseline == CHAMPION
+    )
+
+
+def _judge_guard(guard: Guard, comparison: Record, metrics: Record) -> Finding:
+    champion, comparable, reason = (at(comparison, (key,), _RECORD) for key in ("champion", "comparable", "reason"))
+    if champion is None:
+        if not isinstance(reason, str) or not reason or comparable is not False:
+            raise NoFigure("ERROR", "The comparison record names neither a champion nor the reason why there is none.")
+        return Finding("PASS", f"This is a first version ({reason}): there is no champion to fall below.", value=0.0, n=0)
+    version = count_in(at(champion, ("version",), "the champion"), "the champion's version")
+    if comparable is not True:
+        return Finding("INCONCLUSIVE", f"The champion, version {version}, cannot be compared with: {reason}. A person decides.")
+    guarded = at(comparison, ("guarded",), _RECORD)
+    what = f"{guard.metric} minus that of the champion, version {version},"
+    figure = figure_in(at(guarded, (guard.metric,), _RECORD), guarded, what, lowest=-1.0)
+    if figure.n != metrics.get("n"):
+        raise NoFigure("ERROR", f"{what} rests on {figure.n} rows, the metrics are of {metrics.get('n')!r}.", figure.n)
+    return against_minimum(figure, -guard.maximum_loss, what)
 
 
 def _judge(compare: CompareParams, comparison: Record, metrics: Record) -> Finding:

@@ -39,13 +39,13 @@ class ChangeThreshold(Section):
 
 
 class Guard(Section):
-    """A metric of the tuned prompt that may not be more than `maximum_loss` below that of a baseline, on the same rows.
+    """A metric of the tuned prompt that may not be more than `maximum_loss` below that of a baseline, or of the champion, on the same rows.
 
     Judged by the lower end of the paired interval: a fall of more than that has to be ruled out.
     """
 
     metric: str
-    baseline: Baseline
+    baseline: Baseline | Literal["champion"]
     maximum_loss: Fraction
 
 

@@ -29,7 +29,7 @@ from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
 from pipeline.params.tune import Lora, LoraBaselineParams, TuneParams
 from pipeline.params_file import describe, listed, merge, read_yaml
-from pipeline.variants import HARD_PROMPT, LORA, TUNED, task_variants
+from pipeline.variants import CHAMPION, HARD_PROMPT, LORA, TUNED, task_variants
 
 NO_HARD_PROMPTS = "prompt.hard_prompts is empty"
 
@@ -106,6 +106,16 @@ def _metric_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
     for index, threshold in enumerate(params.gate.value_thresholds):
         if threshold.metric not in known:
             yield f"gate.value_thresholds.{index}.metric", f"a minimum on {threshold.metric!r} cannot be judged; choose one of {known}"
+    main, key = main_metric(params)
+    if main not in [threshold.metric for threshold in params.gate.value_thresholds]:
+        yield "gate.value_thresholds", f"has no minimum on {main}, the main metric ({key}): add {{metric: {main}, minimum: ...}}"
+
+
+def main_metric(params: TaskParams) -> tuple[str, str]:
+    """The metric that versions of the task are compared by, and the key that says so."""
+    if params.prompt.free_text:
+        return params.prompt.generation_settings.metric, "prompt.generation.metric"
+    return params.compare.metric, "compare.metric"
 
 
 def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
@@ -121,7 +131,12 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
             if threshold.metric not in metrics:
                 where = f"gate.{kind}.{index}.metric"
                 yield where, f"a difference in {threshold.metric!r} cannot be judged; choose one of {list(metrics)}"
-            if threshold.baseline not in scored and params.prompt.free_text:
+            if threshold.baseline == CHAMPION and params.prompt.free_text:
+                where = f"gate.{kind}.{index}.baseline"
+                yield where, f"answers in free text are not compared with the champion row by row; use {others}"
+            elif threshold.baseline == CHAMPION:
+                continue
+            elif threshold.baseline not in scored and params.prompt.free_text:
                 yield f"gate.{kind}.{index}.baseline", f"this task has no {threshold.baseline}; use {others}"
             elif threshold.baseline not in scored:
                 said = (

@@ -11,7 +11,7 @@ from pipeline.params import TaskParams
 from pipeline.records import read_json, write_json
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    ("n", "attempts", "level", "confidence_level", "metrics", "difference", "p_value", "paired", "examples")
+    ("n", "attempts", "level", "confidence_level", "metrics", "difference", "p_value", "paired", "guarded", "examples")
 )
 
 

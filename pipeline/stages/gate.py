@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.errors import StageInputError
 from pipeline.gates.behaviour_checks import behaviour_checks
-from pipeline.gates.comparison_checks import comparison_checks
+from pipeline.gates.comparison_checks import champion_guards, comparison_checks
 from pipeline.gates.cost_checks import cost_checks
 from pipeline.gates.data_checks import drift_checks, leakage_checks
 from pipeline.gates.decision import decide
@@ -42,6 +42,7 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     checks += slice_checks(params.gate, params.prompt.labels, metrics, fairness)
     checks += cost_checks(params.gate, read_json(inputs.score_report), metrics)
     checks += comparison_checks(params.compare, comparison, metrics)
+    checks += champion_guards(params.gate.guards, comparison, metrics)
     checks += leakage_checks(_read(inputs.leakage, task), metrics) + drift_checks(_read(inputs.drift, task))
     checks += behaviour_checks(params.gate.behaviour, _read(inputs.behaviour, task))
     decision, reasons = decide(checks)

@@ -9,8 +9,8 @@ import pytest
 from pipeline.evaluation.comparison import compare_with_champion
 from pipeline.evaluation.predictions import Predictions, Scored
 from pipeline.gates.checks import Check
-from pipeline.gates.comparison_checks import KEYS, comparison_checks
-from pipeline.params import CompareParams
+from pipeline.gates.comparison_checks import KEYS, champion_guards, comparison_checks
+from pipeline.params import CompareParams, Guard
 
 BASE: dict[str, Any] = {
     "metric": "accuracy",
@@ -132,3 +132,38 @@ def test_a_record_that_contradicts_itself_or_the_params_is_an_error(change: dict
 
 def test_metrics_of_other_rows_are_an_error() -> None:
     assert check(params(), record(params(), 40, 10), n=501)["verdict"] == "ERROR"
+
+
+def guard(maximum_loss: float, found: dict[str, Any], metric: str = "accuracy", n: int = 500) -> Check:
+    baselines = ("hard_prompt", "champion")
+    guards = [Guard.model_validate({"metric": metric, "baseline": name, "maximum_loss": maximum_loss}) for name in baselines]
+    (only,) = champion_guards(guards, found, {"n": n})
+    return only
+
+
+@pytest.mark.parametrize(("ours", "theirs", "verdict"), [(5, 5, "PASS"), (20, 20, "INCONCLUSIVE"), (2, 60, "FAIL")])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_guarded_metric_may_not_fall_below_the_champions_by_more_than_the_margin(
+    ours: int, theirs: int, verdict: str, metric: str
+) -> None:
+    asked = params(mode="non_inferior")
+    found = guard(0.02, record(asked, ours, theirs, attempts=9), metric)
+    assert (found["verdict"], found["limit"], found["n"]) == (verdict, -0.02, 500)
+    assert found["name"] == f"{metric} not below champion"
+    assert found["value"] == pytest.approx((ours - theirs) / 500, abs=0.002)
+
+
+def test_the_interval_of_a_guard_is_that_of_one_metric_whatever_the_attempts() -> None:
+    first, ninth = (guard(0.02, record(params(), 5, 5, attempts=attempts)) for attempts in (1, 9))
+    assert (first["low"], first["high"]) == (ninth["low"], ninth["high"])
+
+
+def test_a_guard_against_no_champion_passes_and_against_another_task_is_for_a_person() -> None:
+    found = guard(0.0, without_champion(params()))
+    assert (found["verdict"], found["value"]) == ("PASS", 0.0)
+    assert "This is a first version (no champion yet)" in found["sentence"]
+    assert guard(0.0, without_champion(params(), reason=None))["verdict"] == "ERROR"
+    champion = {"version": 3, "manifest_sha256": "a"}
+    found = guard(0.0, without_champion(params(), champion=champion, reason="its labels are ['a']"))
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert guard(0.02, record(params(), 5, 5), n=499)["verdict"] == "ERROR"

@@ -81,7 +81,7 @@ def run_stages(layout: Layout, params: TaskParams) -> Decide:
         write_json(layout.path("behaviour"), PROBED)
         write_json(layout.path("leakage"), {"task": "tweet_sentiment", "rows": {"test": rows}, "pairs": pairs})
         write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
-        write_json(layout.path("score_report"), {"rows": rows})
+        write_json(layout.path("score_report"), {"rows": rows, "tokens_per_row": {"tuned": 60.0, "hard_prompt": 48.0}})
         for name, module in (("evaluate", evaluate), ("assess_fairness", assess_fairness), ("gate", gate)):
             stage = stage_named(name)
             report = module.run(params=params, inputs=layout.inputs(stage), outputs=layout.outputs(stage))
@@ -110,7 +110,7 @@ def test_a_good_prompt_is_promoted_by_the_demos_own_gate(run_stages: Decide, lay
     behaviour = rule.behaviour
     probes = len(behaviour.swaps) + len(behaviour.tests) + len(behaviour.bias_increase) + 2  # the worst case and batch invariance
     assert probes == 7
-    planned = 5 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds) + probes
+    planned = 6 + len(LABELS) + len(rule.value_thresholds) + len(rule.change_thresholds) + groups + len(rule.difference_thresholds) + probes
     assert len(report["checks"]) == planned
 
 

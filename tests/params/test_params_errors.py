@@ -42,6 +42,12 @@ ONE_MISTAKE = [
     ("defaults/compare/significance", 0.5, "defaults.compare.significance", "found 0.5"),
     ("defaults/compare/mode", "better", "defaults.compare.mode", "found 'better'"),
     ("defaults/compare/margin", -0.1, "defaults.compare.margin", "found -0.1"),
+    (
+        f"{T}/gate/value_thresholds",
+        [{"metric": "macro_f1", "minimum": 0.5}],
+        "tasks.tweet_sentiment.gate.value_thresholds",
+        "has no minimum on accuracy, the main metric (compare.metric): add {metric: accuracy, minimum: ...}",
+    ),
     ("defaults/compare/first_version", "never", "defaults.compare.first_version", "found 'never'"),
     ("defaults/score/few_shot_per_label", -1, "defaults.score.few_shot_per_label", "found -1"),
     ("defaults/promotion/approval", "never", "defaults.promotion.approval", "found 'never'"),

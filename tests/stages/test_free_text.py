@@ -159,6 +159,18 @@ def check_bundle(layout: Layout, predictions: pd.DataFrame, test: pd.DataFrame) 
             "gate.change_thresholds.0.baseline",
             "this task has no majority_class; use hard_prompt or commonest_target",
         ),
+        (
+            "gate",
+            {"guards": [{"metric": "token_f1", "baseline": "champion", "maximum_loss": 0.1}]},
+            "gate.guards.0.baseline",
+            "answers in free text are not compared with the champion row by row; use hard_prompt or commonest_target",
+        ),
+        (
+            "gate",
+            {"value_thresholds": [{"metric": "chrf", "minimum": 0.1}]},
+            "gate.value_thresholds",
+            "has no minimum on token_f1, the main metric (prompt.generation.metric): add {metric: token_f1, minimum: ...}",
+        ),
         ("tune", {"method": {"kind": "lora"}}, "ingest.columns.target", "PEFT's forward pass is used for ranking labels only"),
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ def test_a_source_of_the_same_kind_is_merged_key_by_key(altered: Altered):
 
 
 def test_lists_replace_lists(altered: Altered):
-    threshold = {"metric": "macro_f1", "minimum": 0.1}
+    threshold = {"metric": "accuracy", "minimum": 0.1}
     path = altered({"defaults/gate/value_thresholds": [threshold, threshold], f"{T}/gate/value_thresholds": [threshold]})
     assert len(load_task(path, "tweet_sentiment").gate.value_thresholds) == 1
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.intervals import proportion
+from pipeline.evaluation.intervals import estimate, proportion
 from pipeline.evaluation.paired import level_of_attempt, mcnemar_superior
+from pipeline.gates.comparison_checks import KEYS, comparison_checks
 from pipeline.gates.decision import decide
 from pipeline.gates.fairness_checks import fairness_checks
 from pipeline.gates.metrics_checks import metrics_checks
 from pipeline.gates.slice_checks import slice_checks
 from pipeline.layout import find_root
 from pipeline.lineage import code_identity, library_versions
-from pipeline.params import AssessFairnessParams, GateParams, load_task
+from pipeline.params import AssessFairnessParams, CompareParams, GateParams, load_task
 from pipeline.records import replacing_file, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +33,9 @@ CHAMPION = 0.65  # its accuracy on the simulated rows
 ATTEMPTS = 20
 GROUPS = ("first", "second")
 
-superior = cache(mcnemar_superior)
+COMPARE = CompareParams(metric="accuracy", mode="superior", margin=0.0, significance=SIGNIFICANCE, first_version="thresholds", examples=0)
+
+p_value = cache(mcnemar_superior)
 
 
 def main() -> None:
@@ -56,20 +59,19 @@ def equal_candidates(replicates: int, seed: int) -> Iterator[dict[str, Any]]:
     """Candidates exactly as good as the champion: how often one is found superior, in one attempt and in any of 20."""
     for n in (500, 2000):
         for disagreement in (0.05, 0.1, 0.2, 0.4):
-            p_values = _p_values(n, disagreement, 0.0, ATTEMPTS, replicates, seed)
-            levels = np.array([level_of_attempt(SIGNIFICANCE, attempt) for attempt in range(1, ATTEMPTS + 1)])
+            wins, losses = _apart(n, disagreement, 0.0, ATTEMPTS, replicates, seed)
+            promoted = _promoted(n, wins, losses)
             case = f"equal candidate, {n} rows, right and wrong apart on {disagreement:.0%}"
-            for what, found in (("first attempt", p_values[:, :1] <= levels[:1]), (f"any of {ATTEMPTS} attempts", p_values <= levels)):
+            for what, found in (("first attempt", promoted[:, :1]), (f"any of {ATTEMPTS} attempts", promoted)):
                 yield _line(f"{case}: {what} promoted", found.any(axis=1), at_most=0.05)
-            divided = SIGNIFICANCE / np.arange(1, ATTEMPTS + 1)
-            yield _line(f"{case}: any of {ATTEMPTS}, were the level divided by the attempts alone", (p_values <= divided).any(axis=1))
+            divided = _each(lambda won, lost, attempt: p_value(won, lost) <= SIGNIFICANCE / attempt, wins, losses)
+            yield _line(f"{case}: any of {ATTEMPTS}, were the level divided by the attempts alone", divided.any(axis=1))
 
 
 def better_candidates(replicates: int, seed: int) -> Iterator[dict[str, Any]]:
     """Candidates four points better, on their first attempt, for several shares of rows on which the two are right and wrong apart."""
     for disagreement in (0.06, 0.08, 0.1, 0.15, 0.2):
-        p_values = _p_values(500, disagreement, 0.04, 1, replicates, seed)
-        promoted = (p_values <= level_of_attempt(SIGNIFICANCE, 1))[:, 0]
+        promoted = _promoted(500, *_apart(500, disagreement, 0.04, 1, replicates, seed))[:, 0]
         yield _line(f"+4 points, 500 rows, right and wrong apart on {disagreement:.0%}: promoted", promoted, at_least=0.8)
 
 
@@ -113,13 +115,52 @@ def prompts_at_their_floor(replicates: int, seed: int) -> Iterator[dict[str, Any
         yield _line(f"accuracy exactly at its floor, {n} rows: passed", np.array([passed(int(right)) for right in counts]), at_most=0.05)
 
 
-def _p_values(n: int, disagreement: float, gain: float, attempts: int, replicates: int, seed: int) -> np.ndarray[Any, Any]:
-    """[R, A] p values of candidates `gain` better than the champion, which meet the same champion on the same rows in each replicate."""
+def _apart(
+    n: int, disagreement: float, gain: float, attempts: int, replicates: int, seed: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rows that each candidate alone, and that the champion alone has right, both [R, A].
+
+    The candidates are `gain` better than the champion, and those of a replicate meet the same champion on the same rows.
+    """
     generator = np.random.default_rng(seed)
     right = generator.binomial(n, CHAMPION, (replicates, 1))
     wins = generator.binomial(n - right, (disagreement + gain) / 2 / (1 - CHAMPION), (replicates, attempts))
     losses = generator.binomial(right, (disagreement - gain) / 2 / CHAMPION, (replicates, attempts))
-    return np.array([superior(int(won), int(lost)) for won, lost in zip(wins.ravel(), losses.ravel(), strict=True)]).reshape(wins.shape)
+    return wins, losses
+
+
+def _promoted(n: int, wins: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Which candidates [R, A] the check against the champion lets pass, attempt by attempt: the gate's own check, and its own decision."""
+    metrics = {"n": n}
+
+    @cache
+    def promotes(won: int, lost: int, attempt: int) -> bool:
+        return decide(comparison_checks(COMPARE, _comparison(n, won, lost, attempt), metrics))[0] == "promote"
+
+    return _each(promotes, wins, losses)
+
+
+def _each(judge: Callable[[int, int, int], bool], wins: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    attempts = np.broadcast_to(np.arange(1, wins.shape[1] + 1), wins.shape)
+    found = [judge(int(won), int(lost), int(attempt)) for won, lost, attempt in zip(wins.flat, losses.flat, attempts.flat, strict=True)]
+    return np.array(found).reshape(wins.shape)
+
+
+def _comparison(n: int, won: int, lost: int, attempt: int) -> dict[str, Any]:
+    """A comparison record of these counts. The interval, at which `superior` by accuracy does not look, is left wide."""
+    level = level_of_attempt(SIGNIFICANCE, attempt)
+    return {
+        **dict.fromkeys(KEYS),
+        "asked": COMPARE.model_dump(mode="json"),
+        "champion": {"version": 1, "manifest_sha256": ""},
+        "comparable": True,
+        "n": n,
+        "attempts": attempt,
+        "level": level,
+        "confidence_level": 1 - 2 * level,
+        "difference": estimate((won - lost) / n, (-1.0, 1.0), n),
+        "paired": {"both_right": n - won - lost, "candidate_only": won, "champion_only": lost, "both_wrong": 0},
+    }
 
 
 def _rule(**changes: Any) -> GateParams:
@@ -177,7 +218,9 @@ def write(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 INTRODUCTION = (
-    "Simulated candidates, judged by the gate's own functions (`python -m benchmarks.gate`); `gate.json` has the standard error of each share.",
+    "Simulated candidates, judged by the gate's shipped functions and no others: `comparison_checks`, `fairness_checks`, `slice_checks`, `metrics_checks` "
+    "and `decide` (`python -m benchmarks.gate`); `gate.json` has the standard error of each share.",
+    'Lines with "were the level divided" show another rule beside the gate\'s, for which there is no check.',
     "A candidate that is not promoted is refused, or left to a person where the rows cannot decide.",
 )
 

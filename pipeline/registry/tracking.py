@@ -225,6 +225,17 @@ def comparison_figures(comparison: Mapping[str, Any]) -> dict[str, float]:
     return figures | {f"champion/{name}": float(comparison["paired"][name]) for name in ("candidate_only", "champion_only")}
 
 
+def behaviour_figures(behaviour: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of behaviour.json below `behaviour/`: rates, shifts, accuracies and preferences with their ends, and what batches change."""
+    figures: dict[str, float] = {}
+    probes = {name: behaviour[name] for name in ("swaps", "pairs", "robustness", "tests", "bias") if behaviour.get(name)}
+    for keys, figure in flat_estimates(probes):
+        _add_estimate(figures, "/".join(["behaviour", *map(segment, keys)]), figure)
+    batches = behaviour.get("batch_invariance") or {}
+    figures |= {f"behaviour/batch_invariance/{name}": float(batches[name]) for name in ("largest_difference", "flips") if name in batches}
+    return {_shortened_key(name): value for name, value in figures.items()}
+
+
 def drift_figures(drift: Mapping[str, Any]) -> dict[str, float]:
     """The figures of drift.json as `drift/<check>`, `..._low`, `..._high` and `..._p`, and `drift/failed`, the number of failed checks."""
     figures = {"drift/failed": float(sum(check["verdict"] == "FAIL" for check in drift["checks"]))}
@@ -271,7 +282,7 @@ def read_content(root: Path, params: TaskParams, layout: Layout, lock: Path, out
             raise StageInputError(f"{path} does not exist. {_AGAIN}")
     try:
         figures = metric_figures(metrics, fairness) | drift_figures(read_json(layout.path("drift")))
-        figures |= comparison_figures(read_json(layout.path("comparison")))
+        figures |= comparison_figures(read_json(layout.path("comparison"))) | behaviour_figures(read_json(layout.path("behaviour")))
         curve = training_curve(read_jsonl(layout.path("train_log")))
         splits = read_json(layout.path("split_report"))["splits"]
     except (KeyError, TypeError, AttributeError) as error:

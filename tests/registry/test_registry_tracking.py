@@ -12,7 +12,7 @@ from pipeline.errors import BundleError, RegistryError, StageInputError
 from pipeline.layout import STAGES
 from pipeline.manifest import manifest_sha256
 from pipeline.params import load_task
-from pipeline.records import sha256_file
+from pipeline.records import sha256_file, write_json
 from pipeline.registry import connection, tracking
 from pipeline.registry.connection import connect
 from tests.registry.registry_workspace import TASK, Workspace, estimate
@@ -224,3 +224,41 @@ def test_a_held_lock_is_reported_with_its_file(workspace: Workspace) -> None:
         connection.task_lock(root=workspace.root, task=TASK, seconds=0.05),
     ):
         pass
+
+
+def test_behaviour_figures_have_the_names_of_their_probes_and_no_entry_for_what_was_not_asked() -> None:
+    rate = {"value": 0.04, "low": 0.02, "high": 0.08, "n": 200}
+    none = {"value": None, "low": None, "high": None, "n": 0, "why": "no row was changed"}
+    record = {
+        "labels": ["bad", "good"],
+        "swaps": {
+            "pronouns": {"searched": 90, "flip_rate": rate, "shift": {"good": rate, "bad": none}, "predicted": {"bad": 3, "good": 5}}
+        },
+        "pairs": {},
+        "robustness": None,
+        "tests": {"a link, at the end": {"kind": "invariance", "failure_rate": rate}},
+        "batch_invariance": {"rows": 16, "largest_difference": 2e-6, "flips": 0},
+        "bias": {"crows": {"skipped": "an encoder gives texts no likelihood"}},
+    }
+    figures = tracking.behaviour_figures(record)
+    assert {name for name in figures if not name.endswith(("_low", "_high"))} == {
+        "behaviour/swaps/pronouns/flip_rate",
+        "behaviour/swaps/pronouns/shift/good",
+        next(name for name in figures if name.startswith("behaviour/tests/") and name.endswith("/failure_rate")),
+        "behaviour/batch_invariance/largest_difference",
+        "behaviour/batch_invariance/flips",
+    }
+    assert figures["behaviour/swaps/pronouns/flip_rate_high"] == 0.08
+    assert figures["behaviour/batch_invariance/largest_difference"] == 2e-6
+    assert tracking.behaviour_figures({"swaps": {}, "batch_invariance": None}) == {}
+
+
+def test_behaviour_figures_are_metrics_of_the_run(workspace: Workspace) -> None:
+    rate = {"value": 0.04, "low": 0.02, "high": 0.08, "n": 200}
+    write_json(workspace.layout.path("behaviour"), {"task": TASK, "swaps": {"pronouns": {"flip_rate": rate}}})
+    metrics = connect(root=workspace.root).client.get_run(workspace.record().run_id).data.metrics
+    assert {name: value for name, value in metrics.items() if name.startswith("behaviour/")} == {
+        "behaviour/swaps/pronouns/flip_rate": 0.04,
+        "behaviour/swaps/pronouns/flip_rate_low": 0.02,
+        "behaviour/swaps/pronouns/flip_rate_high": 0.08,
+    }

@@ -36,7 +36,7 @@ DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measur
 
 EXIT_CODES = """\
 exit codes:
-  0  done             1  error                3  not promoted: the gate refused, or leaves it to a person
+  0  done             1  error                3  not promoted: gate, person or uncommitted changes
   2  wrong usage or params.yaml                4  the data drifted
   5  not reproduced                          75  try again later: MLflow did not answer
   6  waits for a person's approval           130  stopped by Ctrl-C

@@ -43,7 +43,7 @@ def run(options: Namespace) -> int:
                 pass
         say(f"Nothing changed: reused all {len(STAGES)} stages ({', '.join(stage.name for stage in STAGES)}),")
         say(f"run {handled['run_id']} and version {handled['version']}.")
-    return _report(root, options.task, handled, tuple(params.ingest.columns.fields))
+    return report(root, options.task, handled, tuple(params.ingest.columns.fields))
 
 
 def _retrain(root: Path, options: Namespace) -> dict[str, Any]:
@@ -105,21 +105,17 @@ def _close_killed_runs(root: Path) -> None:
         say(f"Closed {closed} flow {'run' if closed == 1 else 'runs'} as Crashed: killed before.")
 
 
-def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:
+def report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:
+    """Print the gate and what became of the version; returns the exit code of `promptmill run`."""
     from pipeline.registry.approval import is_waiting
 
     gate = read_json(Layout(root, task).path("gate"))
     answer(f"\n{gate_table(gate)}\n")
     if is_waiting(version):
         return _report_waiting(root, task, version, fields)
-    answered = version["approval"] or {}
-    refused = version["gate_decision"] != "promote" and not version["promoted_at"]
-    if answered.get("approved") is False:
-        refused = True
-        answer(f"NOT PROMOTED: {task} version {version['version']} was rejected by {answered['by']}: {answered['reason']}")
-    elif refused:
-        answer(f"NOT PROMOTED: {task} version {version['version']} {VERDICTS[version['gate_decision']]}:")
-        answer("\n".join(f"  {reason}" for reason in gate["reasons"]))
+    refused = _why_not(root, task, version, gate["reasons"])
+    if refused:
+        answer(f"NOT PROMOTED: {refused}")
     elif "champion" in version["aliases"]:
         answer(f"PROMOTED: {task} version {version['version']} is champion.")
     else:
@@ -128,6 +124,20 @@ def _report(root: Path, task: str, version: dict[str, Any], fields: tuple[str, .
         )
     answer(f"{where_to_look(root, task, fields)}")
     return NotPromoted.exit_code if refused else 0
+
+
+def _why_not(root: Path, task: str, version: dict[str, Any], reasons: list[str]) -> str | None:
+    """Why a version that waits for nobody is not champion and never was, or None when it is or was."""
+    from pipeline.registry.uncommitted import reason_against
+
+    answered, name = version["approval"] or {}, f"{task} version {version['version']}"
+    if answered.get("approved") is False:
+        return f"{name} was rejected by {answered['by']}: {answered['reason']}"
+    if version["promoted_at"]:
+        return None
+    if version["gate_decision"] != "promote":
+        return "\n".join([f"{name} {VERDICTS[version['gate_decision']]}:", *(f"  {reason}" for reason in reasons)])
+    return None if "champion" in version["aliases"] else reason_against(root=root, task=task, version=version["version"])
 
 
 def _report_waiting(root: Path, task: str, version: dict[str, Any], fields: tuple[str, ...]) -> int:

@@ -18,11 +18,13 @@ from flows.source_file import source_changed
 from flows.stage_process import StageRun
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, spool, stage_task
 from flows.terminal import duration, say
-from pipeline.errors import ChampionChanged, RegistryUnreachable, StageFailed
-from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root
+from pipeline.errors import ChampionChanged, RegistryUnreachable, StageFailed, StagesWait
+from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stages_after
 from pipeline.params import load_task
 from pipeline.registry.approval import needs_approval
+from pipeline.registry.connection import answers, tracking_uri
 from pipeline.registry.tracking import gate_evidence
+from pipeline.registry.uncommitted import reason_against
 
 NOT_PROMOTED, SPOOLED, WAITING, UNCHANGED = "NotPromoted", "Spooled", "WaitingForApproval", "Unchanged"
 NOTHING_REGISTERED = {"version": None, "run_id": None, "decision": None, "previous_champion": None}
@@ -39,10 +41,11 @@ def retrain(
     differ from those of a version that needs nothing more.
 
     The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or cannot
-    decide (`ask`) and nobody is asked, the flow ends Completed with the name NotPromoted and the reasons as message; when a person is asked
+    decide (`ask`) and nobody is asked, or uncommitted changes stand against it, the flow ends Completed with the name NotPromoted and the reasons as message; when a person is asked
     (`promotion.approval`), with the name WaitingForApproval. When another version became champion meanwhile it compares again.
     When MLflow does not answer once the stages are done, the record is spooled and the flow ends Completed with the name Spooled and without
-    a version: `promptmill sync` delivers it. Raises StageFailed with a stage's own message, RegistryError or BundleError.
+    a version: `promptmill sync` delivers it. When it does not answer the stage `reference`, all stages that do not depend on that one are
+    brought up to date, and StagesWait is raised. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
     workspace = find_root(Path(root).resolve())
     if refresh:
@@ -62,7 +65,7 @@ def retrain(
         check(workspace, task, version)
         publish(workspace, task, version)
         try:
-            return _decide(workspace, task, version, recorded.run_id)
+            return decide(workspace, task, version, recorded.run_id)
         except ChampionChanged as error:
             if attempt == COMPARISONS:
                 raise
@@ -70,10 +73,13 @@ def retrain(
     raise AssertionError("the last comparison returns or raises")
 
 
-def _decide(root: Path, task: str, version: int, run_id: str) -> dict[str, Any] | State[dict[str, Any]]:
+def decide(root: Path, task: str, version: int, run_id: str) -> dict[str, Any] | State[dict[str, Any]]:
     """Do what the gate and `promotion.approval` say: promote, ask a person and end, or end."""
     gate = gate_evidence(Layout(root, task))
     result = {"task": task, "version": version, "run_id": run_id, "decision": gate.decision, "previous_champion": None}
+    uncommitted = None if gate.decision == "refuse" else reason_against(root=root, task=task, version=version)
+    if uncommitted:
+        return Completed(name=NOT_PROMOTED, message=uncommitted, data=result)
     approval = load_task(root / PARAMS_FILE, task).promotion.approval
     if needs_approval(approval=approval, decision=gate.decision):
         ask(root, task, version)
@@ -130,10 +136,13 @@ def run_stages(
 ) -> list[StageRun]:
     """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow.
 
-    Those in `forced` run although DVC sees no change.
+    Those in `forced` run although DVC sees no change. Raises StageFailed, and StagesWait once all is done that needs no MLflow.
     """
     done: list[StageRun] = []
+    waiting: list[str] = []
     for number, stage in enumerate(stages, 1):
+        if stage in waiting:
+            continue
         step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds, force=stage in forced)
         try:
             done.append(step(root, task, f"[{number}/{len(stages)}] {stage}"))
@@ -141,4 +150,14 @@ def run_stages(
             raise StageFailed(
                 f"stage {stage} of {task}: stopped after {duration(stage_seconds)}, its time limit. Give it longer with --stage-timeout, or less to do."
             ) from error
+        except StageFailed:
+            if stage != REFERENCE or answers(root=root):
+                raise
+            waiting = [stage, *(later for later in stages_after(stage) if later in stages)]
+            say(f"      MLflow at {tracking_uri(root=root)} does not answer: {', '.join(waiting)} wait, the others go on.")
+    if waiting:
+        raise StagesWait(
+            f"MLflow at {tracking_uri(root=root)} does not answer, and it is asked what this run is compared with. The other stages are done and kept; "
+            f"{', '.join(waiting)} wait. When it answers: `promptmill run {task}`."
+        )
     return done

@@ -81,6 +81,12 @@ class RecordSpooled(PromptmillError):
     exit_code = 75
 
 
+class StagesWait(RegistryUnreachable):
+    """MLflow did not answer a stage that asks it: that one and those after it are still to be done, all others are."""
+
+    exit_code = 75
+
+
 class ChampionChanged(RegistryError):
     """Another version became champion after the one that a decision was made against: compare again."""
 

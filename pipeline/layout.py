@@ -165,6 +165,16 @@ def stage_named(name: str) -> Stage:
     raise WorkspaceError(f"There is no stage {name!r}; the stages are: {known}.")
 
 
+def stages_after(name: str) -> tuple[str, ...]:
+    """The stages, in order, that read what stage `name` writes, or what another of them writes."""
+    made, found = set(stage_named(name).outputs), list[str]()
+    for stage in STAGES:
+        if made & set(stage.inputs):
+            made |= set(stage.outputs)
+            found.append(stage.name)
+    return tuple(found)
+
+
 class Paths:
     """The declared files of one side of a stage, as attributes: `inputs.train`, `outputs.bundle`.
 

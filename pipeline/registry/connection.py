@@ -66,6 +66,17 @@ def has_store(*, root: Path) -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or _default_database(root).is_file()
 
 
+def answers(*, root: Path) -> bool:
+    """Whether the MLflow server answers; a database that this process opens itself always does."""
+    uri = tracking_uri(root=root)
+    try:
+        if _remote(uri):
+            _check_reachable(uri)
+    except RegistryUnreachable:
+        return False
+    return True
+
+
 def connect(*, root: Path, create: bool = False) -> Connection:
     """A client for the tracking store and the registry. `create`: make the local database when there is none.
 

@@ -19,7 +19,7 @@ CHANGES: list[dict[str, Any]] = [
     {"method": {"kind": "prefix_tuning"}, "learning_rate": 0.01},
     {"method": {"kind": "p_tuning"}},
     {"method": {"kind": "residual_prompt_tuning"}},
-    {"init": {"kind": "sampled_vocabulary"}},
+    {"init": {"kind": "sample_vocabulary"}},
     {"init": {"kind": "class_labels"}},
     {"batch_size": 8, "maximum_steps": 20, "evaluate_every": 5},
     {"trials": {"seeds": [0, 1, 2], "halving": True}, "maximum_steps": 18},

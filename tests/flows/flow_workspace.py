@@ -147,7 +147,7 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-def promptmill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+def promptmill(*arguments: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with `more` in its environment."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=540)
+    return subprocess.run(command, cwd=folder, env={**environment(), **more}, capture_output=True, text=True, check=False, timeout=1800)

@@ -277,6 +277,30 @@ def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run(changeabl
     assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger"], 1: ["champion"]}
 
 
+@pytest.mark.slow
+def test_without_mlflow_the_record_is_spooled_and_delivered_before_the_version_is_made(
+    changeable: Path, inside: Inside, tiny_bundle: Path
+) -> None:
+    root = changeable
+    prepare(root, tiny_bundle, "promote", champion=1)
+    away = promptmill("run", TASK, folder=root, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert away.returncode == 75, away.stderr
+    assert away.stderr.splitlines()[-1].startswith("error: MLflow at http://127.0.0.1:9 does not answer. All stages are done and kept")
+    name, kind, state, tasks = last_flow_run(root)
+    assert (name, kind, state) == (f"retrain-{TASK}", "COMPLETED", "Spooled")
+    assert tasks == completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), "spool the record") | {("record the run", "Failed")}
+    assert [version["version"] for version in versions(root)] == [1]
+    (folder,) = (root / ".promptmill" / "spool" / TASK).iterdir()
+    code, out, _ = inside("sync")
+    assert (code, out.splitlines()[-1]) == (0, "1 delivered, the spool is empty.")
+    assert not folder.exists()
+    done = promptmill("run", TASK, folder=root)
+    assert done.returncode == 0, done.stderr
+    assert "was already recorded" in done.stderr
+    assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger", "champion"], 1: []}
+    assert versions(root)[0]["stage_key"] == folder.name
+
+
 def test_a_failing_stage_fails_the_run_with_its_own_message(changeable: Path) -> None:
     root = changeable
     (root / PREPARED / "tune.error").write_text("the loss is NaN at step 3. Lower tune.learning_rate.", encoding="utf-8")

@@ -8,8 +8,8 @@ from prefect.client.schemas.objects import TaskRun
 
 from flows.retrain import run_stages
 from flows.stage_process import StageDied
-from pipeline.errors import StageFailed
-from tests.flows.flow_workspace import living, make_trivial, writes
+from pipeline.errors import StageFailed, StagesWait
+from tests.flows.flow_workspace import REPOSITORY, living, make_trivial, writes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -47,6 +47,48 @@ def test_a_failing_stage_fails_the_flow_with_its_message_and_is_not_retried(tmp_
         state.result()
     assert (root / "count").read_text() == "x"
     assert not (root / "three.txt").exists()
+
+
+NOWHERE = "http://127.0.0.1:9"
+ASKS = """\
+from pipeline.errors import PromptmillError
+from pipeline.registry.reference import champion_version
+try:
+    champion_version(root=pathlib.Path(), task='demo')
+except PromptmillError as error:
+    sys.exit(f'error: stage reference of demo: {error}')
+"""
+
+
+def test_without_mlflow_all_is_done_that_does_not_ask_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage asks for the champion as the real one does; drift reads what it writes, tune does not, gate reads drift."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    code = {name: writes(name) for name in ("split", "drift", "tune", "gate")} | {"reference": f"{ASKS}{writes('reference')}"}
+    deps = {"reference": ["split.txt"], "drift": ["reference.txt"], "tune": ["split.txt"], "gate": ["drift.txt", "tune.txt"]}
+    root = make_trivial(tmp_path / "w", code, deps)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    stages = ["split", "reference", "drift", "tune", "gate"]
+    state = only_stages(str(root), stages, return_state=True)
+    with pytest.raises(
+        StagesWait, match=rf"^MLflow at {NOWHERE} does not answer.*; reference, drift, gate wait\. .*promptmill run demo"
+    ) as raised:
+        state.result()
+    assert raised.value.exit_code == 75
+    assert {run.name: run.state_name for run in task_runs_of(state)} == {
+        "split-demo": "Completed",
+        "reference-demo": "Failed",
+        "tune-demo": "Completed",
+    }
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert only_stages(str(root), stages) == ["unchanged", "run", "run", "unchanged", "run"]
+
+
+def test_a_reference_that_fails_although_mlflow_answers_fails_the_flow(tmp_path: Path) -> None:
+    fails = "sys.exit('error: stage reference of demo: the profile was altered')"
+    root = make_trivial(tmp_path / "w", {"reference": fails, "tune": writes("tune")})
+    with pytest.raises(StageFailed, match="the profile was altered"):
+        only_stages(str(root), ["reference", "tune"])
+    assert not (root / "tune.txt").exists()
 
 
 def test_a_killed_stage_is_tried_again(tmp_path: Path) -> None:

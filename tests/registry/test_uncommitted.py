@@ -9,6 +9,7 @@ import yaml
 from pipeline.errors import NotPromoted
 from pipeline.registry.connection import connect
 from pipeline.registry.promotion import promote
+from pipeline.registry.uncommitted import reason_against
 from tests.registry.registry_workspace import TASK, Workspace
 
 
@@ -40,6 +41,7 @@ def test_uncommitted_changes_stand_in_the_way_until_they_are_committed_or_allowe
     assert workspace.register() == 1
     with pytest.raises(NotPromoted, match=rf"version 1 was made with changes that are not committed \(on top of {first}"):
         promote(root=root, task=TASK, version=1)
+    assert str(reason_against(root=root, task=TASK, version=1)).startswith(f"{TASK} version 1 was made with changes")
     client = connect(root=root).client
     version = client.get_model_version(TASK, "1")
     diff = Path(client.download_artifacts(version.run_id, "code.diff")).read_text(encoding="utf-8")
@@ -47,6 +49,7 @@ def test_uncommitted_changes_stand_in_the_way_until_they_are_committed_or_allowe
     second = commit(root)
     assert workspace.register() == 1
     assert client.get_model_version(TASK, "1").tags["promptmill.git_commit"] == second
+    assert reason_against(root=root, task=TASK, version=1) is None
     assert promote(root=root, task=TASK, version=1)["version"] == 1
 
     workspace.make(2)
@@ -54,4 +57,5 @@ def test_uncommitted_changes_stand_in_the_way_until_they_are_committed_or_allowe
     allow(root)
     assert workspace.register() == 2
     assert client.get_model_version(TASK, "2").tags["promptmill.dirty"] == "true"
+    assert reason_against(root=root, task=TASK, version=2) is None
     assert promote(root=root, task=TASK, version=2)["previous_champion"] == 1

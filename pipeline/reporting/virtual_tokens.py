@@ -24,12 +24,15 @@ class TokenRow:
 
 def token_rows(record: VirtualTokens) -> list[TokenRow]:
     """A row for each virtual token, in their order before the text."""
-    return [TokenRow(token, [NearWord(visible_word(word.text), word) for word in token.nearest]) for token in record.tokens]
+    return [TokenRow(token, [NearWord(visible_word(word.text, word.token_id), word) for word in token.nearest]) for token in record.tokens]
 
 
-def visible_word(text: str) -> list[Piece]:
-    """The word with spaces as open boxes and line breaks as arrows, so that " good" and "good" are told apart; "empty" for none."""
-    if not text:
-        return [Piece("empty", hidden=True)]
+def visible_word(text: str, token_id: int) -> list[Piece]:
+    """The word with spaces as open boxes and line breaks as arrows, so that " good" and "good" are told apart.
+
+    A token without a text, or with a part of a character (which decodes to U+FFFD), is shown by its number.
+    """
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return [Piece(f"token {token_id}", hidden=True)]
     shown = text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{RETURN SYMBOL}").replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
     return visible_pieces(shown)

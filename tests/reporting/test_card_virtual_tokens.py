@@ -28,7 +28,7 @@ def test_every_virtual_token_has_its_nearest_words_distances_and_drift(run: Run)
         assert cells[2].words == f"{first['cosine_distance']:.3f}"
         assert cells[3].words == f"{first['l2_distance']:.3g}"
         assert [cell.words for cell in cells[4:]] == ["0.250", "3.5", "2.5from 1.25"]
-    assert [code.text for code in rows[0][1].all("code")] == ["␣negative", "positive", "␣⏎", "U+202E", "empty"]
+    assert [code.text for code in rows[0][1].all("code")] == ["␣negative", "positive", "␣⏎", "U+202E", "token 4"]
     assert "of 49,152 vocabulary words" in table.one("caption").words
 
 
@@ -54,5 +54,5 @@ def test_half_a_record_is_refused(run: Run, change: dict[str, Any]):
 
 
 def test_words_that_cannot_be_seen_become_visible():
-    shown = ["".join(piece.text for piece in visible_word(text)) for text in (" a", "a", "a\n", "\t", "", "\u200b")]
-    assert shown == ["␣a", "a", "a⏎", "⇥", "empty", "U+200B"]
+    shown = ["".join(piece.text for piece in visible_word(text, 7)) for text in (" a", "a", "a\n", "\t", "", "\u200b", "\ufffd")]
+    assert shown == ["␣a", "a", "a⏎", "⇥", "token 7", "U+200B", "token 7"]

@@ -8,6 +8,7 @@ from pipeline.reporting.formats.record import Record
 class Word(Record):
     """A vocabulary word near a virtual token."""
 
+    token_id: int
     text: str
     cosine_distance: float
     l2_distance: float

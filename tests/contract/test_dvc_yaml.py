@@ -161,6 +161,24 @@ def test_each_file_is_written_by_one_stage_before_it_is_read():
     assert len(set(FILES.values())) == len(FILES)
 
 
+def _downstream(name: str) -> list[str]:
+    """The stages that read this file, or what those write, and so on."""
+    found: list[str] = []
+    files = {name}
+    for stage in STAGES:
+        if files & set(stage.inputs):
+            found.append(stage.name)
+            files |= set(stage.outputs)
+    return found
+
+
+def test_what_the_registry_says_reaches_no_training():
+    """Every registered version changes `attempts`: a stage that trains or scores behind it would make the next version by itself."""
+    assert _downstream("attempts") == ["compare", "gate", "report"]
+    assert not {"tune", "tune_lora", "score", "evaluate", "probe"} & {*_downstream("champion"), *_downstream("reference")}
+    assert {"score_champion", "compare", "assess_fairness"} <= set(_downstream("champion"))
+
+
 def test_no_output_lies_inside_another_or_belongs_to_two_tasks(tmp_path: Path):
     paths = [Layout(tmp_path, task).path(name) for task in TASKS for name in FILES]
     assert len(set(paths)) == len(FILES) * len(TASKS)

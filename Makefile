@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TASK ?= tweet_sentiment
 
-.PHONY: run test check format test-slow test-faults test-services check-supply e2e ui clean
+.PHONY: run test check format test-slow test-faults test-services check-supply check-infra e2e ui clean
 
 run: $(INSTALLED)  ## one tuned prompt, end to end, from real data to the registry
 	@$(BIN)/promptmill run $(TASK)
@@ -22,6 +22,9 @@ check: $(INSTALLED)  ## format, lint, types, import rules
 check-supply: $(INSTALLED)  ## pinned versions, SBOM, known vulnerabilities (these need a network)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[supply]"
 	$(BIN)/python infra/check_supply.py
+
+check-infra: $(INSTALLED)  ## compose, images, manifests, charts, monitoring and scripts, without a container engine
+	$(BIN)/python -m infra.check_infra
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

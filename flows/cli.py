@@ -30,6 +30,7 @@ MODULES = (
     "flows.sync",
     "flows.services_command",
     "flows.deploy",
+    "flows.status_command",
 )
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."

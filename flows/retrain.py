@@ -11,11 +11,14 @@ from flows.approval import ask
 from flows.base_model import STAGES_ON_IT, base_model_changed
 from flows.events import REFUSED, announce, announce_champion, where_to_read
 from flows.handled import handled_version
+from flows.log_format import format_libraries, log_context
+from flows.metrics import observed_run
 from flows.reference import STAGE as REFERENCE
 from flows.reference import reference_is_stale
 from flows.source_file import STAGE as INGEST
 from flows.source_file import source_changed
 from flows.stage_process import StageRun
+from flows.status import write_metrics
 from flows.tasks import STAGE_SECONDS, check, promote, publish, record, register, spool, stage_task
 from flows.terminal import duration, say
 from pipeline.errors import ChampionChanged, RegistryUnreachable, StageFailed, StagesWait
@@ -47,7 +50,18 @@ def retrain(
     a version: `promptmill sync` delivers it. When it does not answer the stage `reference`, all stages that do not depend on that one are
     brought up to date, and StagesWait is raised. Raises StageFailed with a stage's own message, RegistryError or BundleError.
     """
+    format_libraries()
     workspace = find_root(Path(root).resolve())
+    with log_context(task=task):
+        with observed_run(workspace, task):
+            state = _bring_up_to_date(workspace, task, stage_seconds, refresh=refresh, unless_unchanged=unless_unchanged)
+        write_metrics(workspace, task)
+    return state
+
+
+def _bring_up_to_date(
+    workspace: Path, task: str, stage_seconds: float, *, refresh: bool, unless_unchanged: bool
+) -> dict[str, Any] | State[dict[str, Any]]:
     if refresh:
         run_stages(workspace, task, stages=[INGEST], stage_seconds=stage_seconds, forced=[INGEST])
     if unless_unchanged and not changed_outside(workspace, task):
@@ -62,10 +76,11 @@ def retrain(
             kept = spool(workspace, task)
             return Completed(name=SPOOLED, message=f"{error} The record waits in {kept}.", data={**NOTHING_REGISTERED, "task": task})
         version = register(workspace, task, recorded.run_id, recorded.stage_key)
-        check(workspace, task, version)
-        publish(workspace, task, version)
         try:
-            return decide(workspace, task, version, recorded.run_id)
+            with log_context(version=version):
+                check(workspace, task, version)
+                publish(workspace, task, version)
+                return decide(workspace, task, version, recorded.run_id)
         except ChampionChanged as error:
             if attempt == COMPARISONS:
                 raise

@@ -16,6 +16,8 @@ from prefect.events.worker import EventsWorker
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 
+from flows import metrics
+from flows.log_format import log_context, stage_screen
 from flows.process_group import process_group
 from flows.promotion_lock import shared_lock
 from flows.settings import log_file
@@ -60,15 +62,19 @@ def stage_task(
     )
     def bring_up_to_date(root: Path, name: str, header: str) -> StageRun:
         logger = get_run_logger()
-        say(header)
-        try:
-            done = run_stage(root=root, task=name, stage=stage, screen=sys.stderr.buffer, force=force)
-        except StageDied as error:
-            say(f"      {error}")
-            raise
-        line = f"{OUTCOMES[done.outcome]} ({duration(done.seconds)})"
-        say(f"      {line}")
-        logger.info("%s: %s", stage, line)
+        with log_context(task=name, stage=stage):
+            say(header)
+            try:
+                with stage_screen(stage) as screen:
+                    done = run_stage(root=root, task=name, stage=stage, screen=screen, force=force)
+            except StageDied as error:
+                say(f"      {error}")
+                raise
+            line = f"{OUTCOMES[done.outcome]} ({duration(done.seconds)})"
+            say(f"      {line}")
+            logger.info("%s: %s", stage, line)
+        if done.outcome == "run":
+            metrics.stage_ran(root, name, stage, done.seconds)
         return done
 
     return bring_up_to_date

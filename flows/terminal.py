@@ -3,10 +3,15 @@
 import sys
 from collections.abc import Sequence
 
+from flows.log_format import as_json, json_line
+
 
 def say(line: str = "") -> None:
-    """One line of progress, on stderr."""
-    sys.stderr.write(f"{line}\n")
+    """One line of progress, on stderr; as JSON where that was asked for."""
+    if not as_json():
+        sys.stderr.write(f"{line}\n")
+    elif line.strip():
+        sys.stderr.write(f"{json_line(line.strip())}\n")
     sys.stderr.flush()
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,28 +45,21 @@ def test_machines_get_where_a_line_comes_from(capsys: pytest.CaptureFixture[str]
     assert "task" not in outside
 
 
-@pytest.mark.usefixtures("for_machines")
-def test_a_line_says_which_prefect_run_it_is_of(prefect_server: None) -> None:  # noqa: ARG001
-    from prefect import flow, task
+def test_a_line_says_which_prefect_run_it_is_of() -> None:
     from prefect.context import FlowRunContext, TaskRunContext
 
-    @task
-    def step() -> tuple[str, str]:
-        context = TaskRunContext.get()
-        assert context is not None
-        return json_line("in a task"), str(context.task_run.id)
-
-    @flow(name="a flow that logs")
-    def outer() -> tuple[str, str, tuple[str, str]]:
-        context = FlowRunContext.get()
-        assert context is not None
-        assert context.flow_run is not None
-        return json_line("in the flow"), str(context.flow_run.id), step()
-
-    line, run, (inner, task_run) = outer()
-    assert json.loads(line)["run"] == run
-    assert "task_run" not in json.loads(line)
-    assert (json.loads(inner)["run"], json.loads(inner)["task_run"]) == (run, task_run)
+    flow_run = SimpleNamespace(id="the-flow-run")
+    task_run = SimpleNamespace(id="the-task-run", flow_run_id="the-flow-run")
+    with FlowRunContext.model_construct(flow_run=flow_run):
+        line = json.loads(json_line("in the flow"))
+        with TaskRunContext.model_construct(task_run=task_run):
+            inner = json.loads(json_line("in a task"))
+    assert line["run"] == inner["run"] == "the-flow-run"
+    assert "task_run" not in line
+    assert inner["task_run"] == "the-task-run"
+    with TaskRunContext.model_construct(task_run=task_run):  # a task in a process of its own knows no flow context
+        assert json.loads(json_line("elsewhere"))["run"] == "the-flow-run"
+    assert "run" not in json.loads(json_line("outside"))
 
 
 def test_a_stage_s_bytes_become_lines_however_they_are_cut() -> None:

@@ -51,7 +51,7 @@ def comparison_checks(compare: CompareParams, comparison: Record, metrics: Recor
         rule = "PASS when low >= limit; FAIL when high < limit; else INCONCLUSIVE"
     limit = None if first else 0.0 if superior else -compare.margin
     judge = partial(_judge, compare, comparison, metrics)
-    name = f"{compare.metric} minus champion"
+    name = f"{'answers' if metrics.get('kind') == 'generation' else compare.metric} minus champion"  # free text has no accuracy
     rows, method = (None, None) if first else ("test rows that both answered", method_of(compare.metric))
     return judged([Planned(name, rule, limit, judge, rows, method)])
 

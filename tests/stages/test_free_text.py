@@ -71,7 +71,7 @@ def test_every_stage_serves_answers_in_text(workspace: Path) -> None:
     gate = read_json(layout.path("gate"))
     assert [check["name"] for check in gate["checks"]] == [
         "test_rows", "token_f1", "chrf", "token_f1 minus hard_prompt", "bleu not below commonest_target", "degeneracy", "invalid_output_rate",
-        "added tokens per row", "accuracy minus champion",
+        "added tokens per row", "answers minus champion",
         "leakage",
     ]  # fmt: skip
     assert {check["verdict"] for check in gate["checks"]} <= {"PASS", "FAIL", "INCONCLUSIVE", "DEGENERATE"}

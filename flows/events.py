@@ -57,6 +57,9 @@ def announce(event: str, task: str, *, subject: str, lines: Iterable[str] = (), 
 
     payload = {**(details or {}), "subject": subject, "text": "\n".join(lines)}
     try:
+        if not _in_a_run():
+            # Prefect's thread for events keeps the run in which it was started: what comes after that run would be told as a part of it.
+            EventsWorker.drain_all(timeout=SEND_SECONDS)
         emit_event(event=event, resource={"prefect.resource.id": resource_of(task), "prefect.resource.name": task}, payload=payload)
         if not _in_a_run():
             EventsWorker.drain_all(timeout=SEND_SECONDS)  # this process may end next

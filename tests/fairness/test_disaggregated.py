@@ -18,6 +18,7 @@ from pipeline.params import AssessFairnessParams, ColumnGroups, TaskParams, Text
 from pipeline.records import write_parquet
 from pipeline.stages import assess_fairness
 from tests.evaluation.scored_rows import LABELS, long_frame, noisy
+from tests.registry.registry_workspace import write_comparison
 
 ROOT = Path(__file__).parents[2]
 PATTERNS = {"united": r"(?i)@united\b", "jetblue": r"(?i)@jetblue\b", "delta": r"(?i)@delta\b"}
@@ -261,6 +262,7 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
         "majority_class": np.zeros(400, dtype=int),
     }
     write_parquet(layout.path("predictions"), long_frame(actual, answers, texts=texts))
+    write_comparison(layout)
     params = load_task(ROOT / "params.yaml", "tweet_sentiment")
 
     def run() -> dict[str, object]:
@@ -269,7 +271,7 @@ def test_the_stage_reads_predictions_and_writes_the_record(tmp_path: Path) -> No
     report = run()
     written = layout.path("fairness").read_bytes()
     assert json.loads(written) == report
-    assert list(report) == ["task", "n", "confidence_level", "minimum_denominator", "comparisons", "method", "attributes"]
+    assert list(report) == ["task", "n", "confidence_level", "minimum_denominator", "comparisons", "method", "attributes", "relative"]
     sizes = {name: group["n"] for name, group in report["attributes"]["airline"]["groups"].items()}
     assert sizes == {"united": 100, "usairways": 0, "americanair": 0, "southwestair": 0, "jetblue": 200, "virginamerica": 100}
     run()
@@ -284,6 +286,7 @@ def by_region(tmp_path: Path) -> tuple[Layout, TaskParams, pd.DataFrame]:
     answers = {name: noisy(actual, 0.6, 1) for name in ("tuned", "hard_prompt", "zero_shot", "majority_class")}
     frame = long_frame(actual, answers)
     write_parquet(layout.path("predictions"), frame)
+    write_comparison(layout)
     test = frame[frame["variant"] == "tuned"][["row_id"]].assign(**{"group.region": [["north", "south", None][i % 3] for i in range(200)]})
     params = load_task(ROOT / "params.yaml", "tweet_sentiment")
     section = params.assess_fairness.model_copy(update={"groups": {}, "columns": {"region": ColumnGroups(expected=["north", "south"])}})

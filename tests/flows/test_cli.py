@@ -29,6 +29,7 @@ COMMANDS = (
     "sync",
     "services",
     "deploy",
+    "status",
     "ui",
     "data",
 )

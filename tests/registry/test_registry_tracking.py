@@ -159,7 +159,7 @@ def test_the_stage_key_depends_on_every_stage_of_the_task_and_on_nothing_else(wo
     for stage in STAGES:
         document["stages"][f"{stage.name}@{TASK}"]["cmd"] = "changed"
         seen.add(key())
-    assert len(seen) == len(STAGES) + 1 == 17
+    assert len(seen) == len(STAGES) + 1 == 18
     del document["stages"][f"score@{TASK}"]
     with pytest.raises(StageInputError, match=f"no entry score@{TASK}"):
         key()

@@ -80,7 +80,7 @@ def test_a_poor_prompt_is_refused_recorded_and_not_promoted(workspace):
     assert workspace.promptmill("show", f"{TASK}@champion").returncode == 1
 
 
-def test_new_limits_rerun_the_gate_alone_and_the_prompt_is_promoted(workspace):
+def test_new_limits_rerun_the_stages_that_read_them_and_the_prompt_is_promoted(workspace):
     before = lock(workspace)
     workspace.change(relax)
     workspace.commit()  # a version made with uncommitted changes is not promoted
@@ -88,7 +88,8 @@ def test_new_limits_rerun_the_gate_alone_and_the_prompt_is_promoted(workspace):
     assert done.returncode == 0, done.stderr[-3000:]
     after = lock(workspace)
     changed = {name for name in after if before[name] != after[name]}
-    assert changed == {f"gate@{TASK}", f"report@{TASK}"}
+    # The groups' record has the differences that the gate limits against a champion.
+    assert changed == {f"assess_fairness@{TASK}", f"gate@{TASK}", f"report@{TASK}"}
     shown = json.loads(workspace.promptmill("show", f"{TASK}@champion", "--json").stdout)
     assert (shown["version"], shown["gate_decision"]) == (2, "promote")
     layout = Layout(workspace.root, TASK)
@@ -120,7 +121,7 @@ def test_the_learning_rate_reruns_tune_and_what_follows_and_of_the_data_stages_t
     finally:
         path.write_text(before, encoding="utf-8")
     changed = {name for name, reasons in status.items() if any("changed deps" in reason for reason in reasons if isinstance(reason, dict))}
-    assert changed == {f"validate@{TASK}", f"tune@{TASK}"}
+    assert changed == {f"validate@{TASK}", f"tune@{TASK}", f"tune_lora@{TASK}"}  # a LoRA baseline is trained as tune is
     for name in ("ingest", "split", "profile"):
         assert f"Running stage '{name}@{TASK}'" not in dry
     assert f"Running stage 'tune@{TASK}'" in dry

@@ -81,13 +81,14 @@ def test_a_dead_run_is_crashed_and_the_next_one_gets_its_slot(client: SyncPrefec
     assert state_of(client, second)[0] == "AwaitingConcurrencySlot"
     assert "did not start within 15 minutes" in wait_until_crashed(client, first)
 
-    client.set_flow_run_state(second, Pending(), force=False)
-    assert state_of(client, second)[0] == "Pending", "the slot is free again"
-    client.set_flow_run_state(second, Running())
-    for _ in range(4):  # while it sends heartbeats it lives
-        heartbeat(client, second)
-        time.sleep(SECONDS / 2)
-        assert state_of(client, second)[0] == "Running"
-    assert "sent no heartbeat for 5 minutes" in wait_until_crashed(client, second)
+    # The third, since the second was told to come again in half a minute.
     client.set_flow_run_state(third, Pending())
-    assert state_of(client, third)[0] == "Pending"
+    assert state_of(client, third)[0] == "Pending", "the slot is free again"
+    client.set_flow_run_state(third, Running())
+    for _ in range(4):  # while it sends heartbeats it lives
+        heartbeat(client, third)
+        time.sleep(SECONDS / 2)
+        assert state_of(client, third)[0] == "Running"
+    assert "sent no heartbeat for 5 minutes" in wait_until_crashed(client, third)
+    client.set_flow_run_state(second, Pending())
+    assert state_of(client, second)[0] == "Pending"

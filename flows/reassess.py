@@ -28,13 +28,14 @@ from flows.summary import artifact_key, gate_rows
 from flows.tasks import STAGE_SECONDS
 from flows.terminal import say
 from pipeline.errors import StageFailed, StageInputError
-from pipeline.layout import PARAMS_FILE, Layout, find_root
+from pipeline.layout import PARAMS_FILE, Layout, find_root, stage_named
 from pipeline.params import TaskParams, load_task
 from pipeline.reassessment import STAGES as MEASURING
 from pipeline.reassessment import judge
-from pipeline.records import checksum_file, read_json, verify_parquet, write_json
+from pipeline.records import checksum_file, read_json, verify_parquet, write_json, write_jsonl
 from pipeline.registry.connection import has_store
 from pipeline.registry.reference import BUNDLE_FOLDER, fetch_champion
+from pipeline.stages import tune_lora
 from pipeline.stages.score_champion import why_not
 
 DATA_STAGES = ("ingest", "validate", "split", "profile", REFERENCE, "drift")
@@ -110,9 +111,23 @@ def _score(root: Path, name: str, params: TaskParams, folder: Path) -> dict[str,
     there.path("bundle").parent.mkdir(parents=True, exist_ok=True)
     (folder / "champion" / BUNDLE_FOLDER).rename(there.path("bundle"))
     link_paths(root, folder, params)
+    _stand_ins(here, there, params)
     for stage in MEASURING:
         _run(root, name, stage, folder)
     return judge(params, there)
+
+
+def _stand_ins(here: Layout, there: Layout, params: TaskParams) -> None:
+    """What the measuring stages read besides: a LoRA baseline as the checkout has it, no log of a training, and no champion beside the one that is measured."""
+    write_jsonl(there.path("train_log"), [])
+    nothing = {"version": None, "comparable": False, "reason": "the champion itself is measured"}
+    write_json(there.path("champion_report"), {"task": there.path("lora").name, **nothing})
+    if params.lora_baseline.enabled:
+        there.path("lora").parent.mkdir(parents=True, exist_ok=True)
+        there.path("lora").symlink_to(here.path("lora"))
+    else:
+        stage = stage_named("tune_lora")
+        tune_lora.run(params=params, inputs=there.inputs(stage), outputs=there.outputs(stage))
 
 
 def link_paths(root: Path, folder: Path, params: TaskParams) -> None:

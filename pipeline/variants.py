@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.params.task import TaskParams
 
 Baseline = Literal["hard_prompt", "zero_shot", "few_shot", "lora", "majority_class", "commonest_target", "first_words"]
-Variant = Literal["tuned", "hard_prompt", "zero_shot", "few_shot", "lora", "majority_class", "commonest_target", "first_words"]
+Variant = Literal["tuned", Baseline]
 
 TUNED: Variant = "tuned"
 HARD_PROMPT: Baseline = "hard_prompt"

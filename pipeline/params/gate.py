@@ -63,6 +63,19 @@ def _check_labels(metric: str, labels: list[str]) -> None:
         raise ValueError(f"a label is listed twice: {labels}")
 
 
+# What the largest difference between two groups is limited of; parity.py has the rates behind each.
+Difference = Literal[
+    "accuracy",
+    "demographic_parity_difference",
+    "equal_opportunity_difference",
+    "false_positive_rate_difference",
+    "equalized_odds_difference",
+    "precision_difference",
+    "f1_difference",
+    "calibration_gap_difference",
+]
+
+
 class GroupThreshold(Section):
     """A floor on one metric for each listed group of one attribute, judged by the lower end of its interval.
 
@@ -89,17 +102,7 @@ class DifferenceThreshold(Section):
     """
 
     attribute: str
-    metric: Literal[
-        "accuracy",
-        "demographic_parity_difference",
-        "demographic_parity_ratio",
-        "equal_opportunity_difference",
-        "false_positive_rate_difference",
-        "equalized_odds_difference",
-        "precision_difference",
-        "f1_difference",
-        "calibration_gap_difference",
-    ]
+    metric: Literal[Difference, "demographic_parity_ratio"]
     labels: list[str] = Field(default_factory=list[str])
     groups: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct_groups)]
     maximum: Fraction | None = None
@@ -133,16 +136,7 @@ class RelativeDifferenceThreshold(Section):
     """
 
     attribute: str
-    metric: Literal[
-        "accuracy",
-        "demographic_parity_difference",
-        "equal_opportunity_difference",
-        "false_positive_rate_difference",
-        "equalized_odds_difference",
-        "precision_difference",
-        "f1_difference",
-        "calibration_gap_difference",
-    ]
+    metric: Difference
     labels: list[str] = Field(default_factory=list[str])
     groups: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct_groups)]
     maximum_increase: Fraction

@@ -45,11 +45,17 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
     writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
     """
-    return train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage=STAGE)
+    manifest, near = train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage=STAGE)
+    if manifest:
+        write_json(outputs.virtual_tokens, {"task": outputs.bundle.name, **near})
+    return manifest
 
 
-def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str, stage: str) -> dict[str, Any]:
-    """Train what `params.tune` says and write it as `bundle` of `task`, with its `train_log`; returns the manifest, empty where another process writes."""
+def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train what `params.tune` says and write it as `bundle` of `task`, with its `train_log`.
+
+    Returns the manifest and what words its virtual tokens lie near; both are empty where another process writes.
+    """
     tune = params.tune
     base = task_base_model(params)
     template = task_template(params, base)
@@ -85,17 +91,16 @@ def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str
             stop=processes.stop(stop),
         )
         if not processes.first:
-            return {}
+            return {}, {}
     write_jsonl(outputs.train_log, log)
     best = plans[result.best_trial]
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
     lineage: dict[str, Any] = _lineage(params, inputs, task, base, result, best) | {"row_order_sha256": order}
     lineage["training"]["initial_sha256"] = initial[result.best_trial]
     near = virtual_tokens(base, learner.soft_prompt(result.best_trial), started_from[result.best_trial])
-    write_json(outputs.virtual_tokens, {"task": outputs.bundle.name, "trial": result.best_trial, **near})
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
-    return manifest
+    return manifest, {"trial": result.best_trial, **near}
 
 
 def _examples(

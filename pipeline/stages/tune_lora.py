@@ -23,10 +23,8 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
 
     params = with_lora(params)
     made = outputs.scratch / "made"
-    # A LoRA has no virtual tokens: what training says of them stays behind.
-    made_files = {"bundle": made / BUNDLE_FOLDER, "train_log": made / LOG_FILE, "virtual_tokens": made / "virtual_tokens.json"}
-    files = Paths(made_files, outputs.scratch / "checkpoints")
-    manifest = train_bundle(params=params, inputs=inputs, outputs=files, task=outputs.lora.name, stage="tune_lora")
+    files = Paths({"bundle": made / BUNDLE_FOLDER, "train_log": made / LOG_FILE}, outputs.scratch / "checkpoints")
+    manifest, _ = train_bundle(params=params, inputs=inputs, outputs=files, task=outputs.lora.name, stage="tune_lora")
     if not manifest:
         return {}
     record = {"task": outputs.lora.name, "enabled": True, "reason": None}

@@ -50,8 +50,12 @@ class StandingService:
 
 @dataclass(frozen=True)
 class Record:
-    """A service that was started: which process, since when (seconds of the epoch, as the system has it, and as text), and where it answers."""
+    """A service that was started: which process, since when (seconds of the epoch, as the system has it, and as text), and where it answers.
 
+    `place` counts the starts: the system's own times are hundredths of a second, and services that are started together share one.
+    """
+
+    place: int
     name: str
     pid: int
     created: float
@@ -66,7 +70,7 @@ class Record:
 def records(folder: Path) -> dict[str, Record]:
     """The services of `folder` that were started and not stopped, by name, oldest first."""
     found = [Record(**read_json(path)) for path in folder.glob("*.pid.json")]
-    return {record.name: record for record in sorted(found, key=lambda record: record.created)}
+    return {record.name: record for record in sorted(found, key=lambda record: record.place)}
 
 
 def alive(record: Record) -> bool:
@@ -117,8 +121,9 @@ def start(folder: Path, service: StandingService) -> Record:
             user=service.user, group=None if service.user is None else pwd.getpwnam(service.user).pw_gid, extra_groups=None if service.user is None else [],
         )  # fmt: skip
     try:
+        place = 1 + max((record.place for record in records(folder).values()), default=0)
         record = Record(
-            service.name, process.pid, psutil.Process(process.pid).create_time(), _now(), service.port, service.url, service.health_url, str(log), service.stop_signal
+            place, service.name, process.pid, psutil.Process(process.pid).create_time(), _now(), service.port, service.url, service.health_url, str(log), service.stop_signal
         )  # fmt: skip
         write_json(_file(folder, service.name), asdict(record))
     except BaseException:

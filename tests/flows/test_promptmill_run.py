@@ -19,6 +19,7 @@ from flows import cli
 from flows.predict import LONGEST_CELL
 from pipeline.layout import STAGES
 from pipeline.registry.registry import list_versions
+from tests.flows.data_workspace import commit
 from tests.flows.flow_workspace import PREPARED, REASON, environment, living, make_prepared, prepare, promptmill
 from tests.registry.registry_workspace import LABELS, TASK
 
@@ -299,6 +300,28 @@ def test_without_mlflow_the_record_is_spooled_and_delivered_before_the_version_i
     assert "was already recorded" in done.stderr
     assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger", "champion"], 1: []}
     assert versions(root)[0]["stage_key"] == folder.name
+
+
+@pytest.mark.slow
+def test_uncommitted_changes_end_a_run_as_not_promoted_until_they_are_committed(changeable: Path, tiny_bundle: Path) -> None:
+    root = changeable
+    (root / ".gitignore").write_text("/.promptmill/\n", encoding="utf-8")
+    commit(root, "first")
+    prepare(root, tiny_bundle, "promote", champion=1)
+    with (root / "copy_outputs.py").open("a") as code:
+        code.write("# changed\n")
+    done = promptmill("run", TASK, folder=root)
+    assert done.returncode == 3, done.stderr
+    reason = f"{TASK} version 2 was made with changes that are not committed"
+    assert f"NOT PROMOTED: {reason}" in done.stdout
+    name, kind, state, tasks = last_flow_run(root)
+    assert (name, kind, state) == (f"retrain-{TASK}", "COMPLETED", "NotPromoted")
+    assert tasks == completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS)
+    assert reason in str(query(root, "SELECT message FROM flow_run_state WHERE name = 'NotPromoted' ORDER BY timestamp DESC LIMIT 1"))
+    commit(root, "second")
+    done = promptmill("run", TASK, folder=root)
+    assert done.returncode == 0, done.stderr
+    assert f"PROMOTED: {TASK} version 2 is champion." in done.stdout
 
 
 def test_a_failing_stage_fails_the_run_with_its_own_message(changeable: Path) -> None:

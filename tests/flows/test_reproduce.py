@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from flows.dvc_cache import cache_folder, cached_object
+from flows.reproduce import NAME_NOT_REPRODUCED, reproduce
 from flows.reproduction import reproduce_version
 from pipeline.layout import Layout
 from pipeline.records import read_json
 from pipeline.registry.connection import connect
-from pipeline.registry.evidence import store_reproduction
 from pipeline.reproduction import EXACT, LINES, NOT_REPRODUCED, WITHIN_TOLERANCE
 from tests.faults.tiny_checkout import MODEL, change, commit, git, make_checkout, record_and_register, run_stages
 from tests.stages.conftest import TASK
@@ -36,14 +39,26 @@ def sentence(record: dict[str, Any], name: str) -> str:
     return next(line["sentence"] for line in record["lines"] if line["name"] == name)
 
 
+def task_runs(state: "State[Any]") -> dict[str, str | None]:
+    """Name -> state of the tasks of a flow run, as the server knows them."""
+    assert state.state_details.flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id])))
+    return {run.name: run.state_name for run in runs}
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_version_is_made_again_to_the_last_bit_and_the_record_is_kept_beside_it(checkout: Path) -> None:
-    record = reproduce_version(checkout, TASK, 1)
+    """By the flow, under a Prefect server."""
+    state: State[Any] = reproduce(TASK, 1, str(checkout), return_state=True)
+    assert (state.name, task_runs(state)) == ("Completed", dict.fromkeys(LINES, "Completed"))
+    record = state.result()
     assert [(line["name"], line["verdict"]) for line in record["lines"]] == [(name, "OK") for name in LINES], record
     assert (record["verdict"], record["failed_at"]) == (EXACT, None)
-    kept = store_reproduction(root=checkout, task=TASK, version=1, record=record)
     client = connect(root=checkout).client
     version = client.get_model_version(TASK, "1")
     assert version.tags["promptmill.reproduced"] == EXACT
+    (kept,) = (file.path for file in client.list_artifacts(version.run_id, "reproductions"))
     assert read_json(Path(client.download_artifacts(version.run_id, kept)))["lines"] == record["lines"]
     assert git(checkout, "status", "--porcelain", "--untracked-files=no") in ("", "M dvc.lock", " M dvc.lock")
     assert list((checkout / ".promptmill" / "reproductions").iterdir()) == []
@@ -128,15 +143,21 @@ def test_another_instruction_set_is_said_aloud_and_never_exact(checkout: Path, m
     assert record["verdict"] != EXACT
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_version_altered_in_the_store_is_refused_at_its_first_line(checkout: Path) -> None:
+    """By the flow: the difference is its result, not its failure."""
     version = connect(root=checkout).client.get_model_version(TASK, "1")
     weights = next(Path(version.source.removeprefix("file://")).rglob("adapter_model.safetensors"))
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     try:
-        record = reproduce_version(checkout, TASK, 1)
+        state: State[Any] = reproduce(TASK, 1, str(checkout), return_state=True)
     finally:
         weights.write_bytes(before)
+    assert state.is_completed()
+    assert (state.name, task_runs(state)) == (NAME_NOT_REPRODUCED, {"manifest": "Completed"})
+    record = state.result()
+    assert str(state.message) == record["lines"][-1]["sentence"]
     assert (record["verdict"], record["failed_at"], len(record["lines"])) == (NOT_REPRODUCED, "manifest", 1)
 
 

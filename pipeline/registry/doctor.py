@@ -9,9 +9,11 @@ from typing import Literal
 from pipeline.errors import BundleError, RegistryError
 from pipeline.registry import journal, promotion
 from pipeline.registry.connection import Connection, connect, explained
-from pipeline.registry.journal import ABORTED, DONE, INTENT, Entry
+from pipeline.registry.journal import ABORTED, DONE, Entry
 from pipeline.registry.locks import SharedLock, promotion_lock
 from pipeline.registry.registry import CHAMPION, download_bundle, versions_of
+
+OUTCOMES = {DONE: "had taken effect: closed as done", ABORTED: "had not taken effect: closed as aborted"}
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,19 @@ def _settled(connection: Connection, task: str, held: frozenset[str]) -> Iterato
         return
     ended = {entry["id"]: entry for entry in promotion.promotions(connection, task)}
     for identity, intent in before.items():
-        how = ended.get(identity, {}).get("event")
-        outcome = {DONE: "had taken effect: closed as done", ABORTED: "had not taken effect: closed as aborted"}.get(
-            str(how), "is still open"
-        )
-        yield Finding("repaired", f"the {intent['action']} of version {intent['version']}, begun at {intent['at']}, {outcome}")
+        what, how = f"the {intent['action']} of version {intent['version']}, begun at {intent['at']},", ended.get(identity, {}).get("event")
+        if how is None:
+            yield Finding("fine", f"{what} is another machine's that works in this folder too, and under way or not long dead")
+        else:
+            yield Finding("repaired", f"{what} {OUTCOMES[how]}")
 
 
 def _mirrored(connection: Connection, task: str) -> Iterator[Finding]:
     """Put promotions that only this workspace's file knows into the registry, for others to see."""
     versions = {int(version.version): version for version in versions_of(connection, task)}
-    for entry in journal.read_journal(root=connection.root, task=task):
+    for entry in journal.ended(journal.read_journal(root=connection.root, task=task), []):
         version = versions.get(entry["version"])
-        if entry["event"] == INTENT or version is None or entry["id"] in {known["id"] for known in journal.published(version)}:
+        if version is None or entry["id"] in {known["id"] for known in journal.published(version)}:
             continue
         journal.publish(connection, entry)
         yield Finding("repaired", f"the journal's entry on version {entry['version']} of {entry['at']} was missing among its tags")

@@ -115,13 +115,21 @@ def settle(connection: Connection, task: str, held: frozenset[str]) -> State:
     """
     state = journal.read_state(connection, task)
     for intent in state.under_way.values():
-        if not held & set(intent["locks"]) and datetime.now(UTC) - datetime.fromisoformat(intent["at"]) < GRACE:
+        if elsewhere(intent, held):
             raise _Busy(_under_way(intent))
         _close(connection, DONE if state.aliases.get(CHAMPION) == intent["version"] else ABORTED, intent)
     for intent in journal.unfinished(journal.read_journal(root=connection.root, task=task)):
-        if intent["id"] not in state.under_way:
+        if intent["id"] not in state.under_way and not elsewhere(intent, held):
             _close_forgotten(connection, intent)
     return journal.read_state(connection, task) if state.under_way else state
+
+
+def elsewhere(intent: Entry, held: frozenset[str]) -> bool:
+    """Whether an open intent may be a living process's: it was made under none of the locks `held`, and not long ago.
+
+    Two machines, or two containers, may work in one folder and yet share no lock; one that has written its intent down may be about to announce it.
+    """
+    return not held & set(intent.get("locks", held)) and datetime.now(UTC) - datetime.fromisoformat(intent["at"]) < GRACE
 
 
 def promotions(connection: Connection, task: str) -> list[Entry]:
@@ -250,12 +258,15 @@ def _under_way(intent: Entry) -> str:
 
 
 def _close(connection: Connection, event: str, intent: Entry) -> None:
-    """Tag the version and end the intent, here and in the registry. A rollback is no promotion: it leaves the tag of the first one."""
+    """Tag the version and end the intent, here and in the registry. A rollback is no promotion: it leaves the tag of the first one.
+
+    `done` stays done whatever is asked, and overrules the `aborted` of somebody who took a slow process for dead: the alias has moved.
+    """
     if event == DONE and intent["action"] == "promote":
         connection.client.set_model_version_tag(intent["task"], str(intent["version"]), PROMOTED_AT, journal.now())
     local = journal.read_journal(root=connection.root, task=intent["task"])
-    written = next((entry for entry in local if entry["id"] == intent["id"] and entry["event"] != INTENT), None)
-    journal.publish(connection, written or journal.append(connection.root, event, intent))
+    written = {entry["event"]: entry for entry in local if entry["id"] == intent["id"]}
+    journal.publish(connection, written.get(DONE) or written.get(event) or journal.append(connection.root, event, intent))
 
 
 def _close_forgotten(connection: Connection, intent: Entry) -> None:

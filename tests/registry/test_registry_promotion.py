@@ -3,12 +3,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.errors import BundleError, NotPromoted, RegistryError
-from pipeline.registry import journal, promotion, registry
+from pipeline.registry import doctor, journal, promotion, registry
 from tests.registry.registry_workspace import TASK, Workspace, damage
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +152,60 @@ def test_a_promotion_killed_around_the_commit_point_is_settled_by_what_the_alias
     assert (registry.show(root=workspace.root, task=TASK, selector=2)["promoted_at"] is not None) == (now == 2)
     if now == 2:
         assert rollback(workspace) == 1
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from pipeline.registry import journal, promotion
+announcing = journal.announce
+def pause(*args):
+    Path(sys.argv[3]).touch()
+    while Path(sys.argv[3]).exists():
+        time.sleep(0.05)
+    announcing(*args)
+journal.announce = pause
+promotion.promote(root=Path(sys.argv[1]), task=sys.argv[2], version=2)
+"""
+
+
+def test_an_intent_of_another_machine_in_the_same_folder_is_not_taken_for_a_dead_one(workspace: Workspace, tmp_path: Path) -> None:
+    """Two containers on one volume: one journal, but each has locks of its own."""
+    register(workspace, 2)
+    promote(workspace, 1)
+    marker, locks = tmp_path / "marker", tmp_path / "other machine"
+    locks.mkdir()
+    command = [sys.executable, "-c", PAUSED, str(workspace.root), TASK, str(marker)]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(locks)}) as other:
+        while not marker.exists():
+            assert other.poll() is None
+            time.sleep(0.05)
+        findings = doctor.examine(root=workspace.root, task=TASK)
+        marker.unlink()
+    assert other.returncode == 0
+    assert {finding.state for finding in findings} == {"fine"}
+    assert any("another machine's" in finding.text for finding in findings)
+    assert champion(workspace) == 2
+    assert events(workspace)[2:] == [("intent", "promote", 2), ("done", "promote", 2)]
+    assert {finding.state for finding in doctor.examine(root=workspace.root, task=TASK)} == {"fine"}
+
+
+def test_a_promotion_that_was_taken_for_dead_and_took_effect_after_all_is_done(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(workspace, 2)
+    promote(workspace, 1)
+    setting = MlflowClient.set_registered_model_alias
+
+    def late(*args: object) -> None:
+        (intent,) = journal.unfinished(journal.read_journal(root=workspace.root, task=TASK))
+        journal.append(workspace.root, "aborted", intent)
+        setting(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", late)
+    assert promote(workspace, 2) == (1, False)
+    assert events(workspace)[2:] == [("intent", "promote", 2), ("aborted", "promote", 2), ("done", "promote", 2)]
+    assert {finding.state for finding in doctor.examine(root=workspace.root, task=TASK)} == {"fine"}
 
 
 def test_a_torn_last_line_of_the_journal_is_dropped_and_a_broken_one_named(workspace: Workspace) -> None:

@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TASK ?= tweet_sentiment
+FAULT_SECONDS ?= 3600
 
 .PHONY: run test check format test-slow test-faults test-services check-supply check-infra e2e ui clean
 
@@ -33,8 +34,8 @@ format: $(INSTALLED)
 test-slow: $(INSTALLED)  ## minutes: real tuning runs
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(INSTALLED)  ## flipped bits, killed processes and servers, full disks, versions made again; docs/reliability.md has the counts
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+test-faults: $(INSTALLED)  ## flipped bits, killed processes and servers, full disks, versions made again; docs/reliability.md has the counts; the killed runs end after FAULT_SECONDS
+	OMP_NUM_THREADS=1 PROMPTMILL_FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest -m faults
 
 test-services: $(INSTALLED)  ## PostgreSQL, Prefect, MLflow, an S3 endpoint and workers as processes on this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services

@@ -31,6 +31,7 @@ MODULES = (
     "flows.services_command",
     "flows.deploy",
     "flows.status_command",
+    "flows.fleet_command",
 )
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."

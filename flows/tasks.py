@@ -17,13 +17,13 @@ from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 
 from flows import metrics
-from flows.log_format import log_context, stage_screen
+from flows.log_format import log_context
 from flows.process_group import process_group
 from flows.promotion_lock import shared_lock
 from flows.settings import log_file
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
-from flows.terminal import duration, say
+from flows.terminal import duration, say, screen_of
 from flows.workspace import LOCK_FILE
 from pipeline.errors import RegistryError
 from pipeline.layout import PARAMS_FILE, Layout
@@ -65,7 +65,7 @@ def stage_task(
         with log_context(task=name, stage=stage):
             say(header)
             try:
-                with stage_screen(stage) as screen:
+                with screen_of(stage) as screen:
                     done = run_stage(root=root, task=name, stage=stage, screen=screen, force=force)
             except StageDied as error:
                 say(f"      {error}")

@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+from ruamel.yaml import YAML
 
 from pipeline.combinations import load_runnable_task
 from pipeline.errors import WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES
 from pipeline.params import TaskParams
+from pipeline.records import replacing_file
 
 DVC_FILE = "dvc.yaml"
 LOCK_FILE = "dvc.lock"
@@ -55,6 +58,12 @@ def changed_stages(root: Path, task: str, stages: Sequence[str] = tuple(stage.na
         raise WorkspaceError(f"`dvc status --json` in {root} printed no JSON but: {_last_line(done.stdout)}") from None
     changed = cast(dict[str, Any], report)
     return [stage for stage, address in zip(stages, addresses, strict=True) if address in changed]
+
+
+def write_lock(lock: Path, entries: Mapping[str, Any]) -> None:
+    """Write a dvc.lock that holds exactly these entries."""
+    with replacing_file(lock) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        YAML(typ="safe").dump({"schema": "2.0", "stages": dict(entries)}, stream)
 
 
 def _check_git(root: Path) -> None:

@@ -6,6 +6,8 @@ Nothing here knows a section or a model; `pipeline.params` does.
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +46,12 @@ def _yaml_problem(error: YAMLError) -> str:
 
 
 def replace_source(text: str, task: str, source: Mapping[str, Any]) -> str:
-    """The text of a params file with `tasks.<task>.ingest.source` set to `source`; every other line stays as it is.
+    """The text of a params file with `tasks.<task>.ingest.source` set to `source`, as `replace_source_in` does."""
+    return replace_source_in(text, ("tasks", task, "ingest"), source)
+
+
+def replace_source_in(text: str, section: tuple[str, ...], source: Mapping[str, Any]) -> str:
+    """The text of a params file with the key `source` of a section set to `source`; every other line stays as it is.
 
     Raises ParamsError with the change to make by hand when that key does not stand on lines of its own.
     """
@@ -53,18 +60,18 @@ def replace_source(text: str, task: str, source: Mapping[str, Any]) -> str:
     block = io.StringIO()
     YAML().dump({"source": dict(source)}, block)
     try:
-        ingest = document["tasks"][task]["ingest"]
-        first, column = ingest.lc.key("source" if "source" in ingest else next(iter(ingest)))
-        end = first + _block_length(lines[first:], column) if "source" in ingest else first
+        node: Any = reduce(getitem, section, document)
+        first, column = node.lc.key("source" if "source" in node else next(iter(node)))
+        end = first + _block_length(lines[first:], column) if "source" in node else first
         new = "".join([*lines[:first], *(" " * column + line for line in block.getvalue().splitlines(keepends=True)), *lines[end:]])
         expected: Any = YAML(typ="safe").load(text)
-        expected["tasks"][task]["ingest"]["source"] = dict(source)
+        reduce(getitem, section, expected)["source"] = dict(source)
         if YAML(typ="safe").load(new) == expected:
             return new
     except (KeyError, StopIteration, AttributeError, YAMLError):
         pass
     raise ParamsError(
-        f"tasks.{task}.ingest.source cannot be replaced without touching other lines of params.yaml. Set it by hand to {dict(source)} and run "
+        f"{'.'.join(section)}.source cannot be replaced without touching other lines of params.yaml. Set it by hand to {dict(source)} and run "
         "the same command again."
     )
 

@@ -58,7 +58,7 @@ def tracking_uri(*, root: Path) -> str:
 
 def artifacts_folder(*, root: Path) -> Path:
     """Where runs and versions keep their files when no server does."""
-    return root.resolve() / STATE_FOLDER / "mlflow" / "artifacts"
+    return (root / STATE_FOLDER).resolve() / "mlflow" / "artifacts"  # a workspace of a fleet has a link to its checkout's
 
 
 def has_store(*, root: Path) -> bool:
@@ -151,7 +151,7 @@ def file_lock(path: Path, seconds: float = LOCK_SECONDS) -> Generator[None]:
 
 
 def _default_database(root: Path) -> Path:
-    return root.resolve() / STATE_FOLDER / "mlflow" / "mlflow.db"
+    return (root / STATE_FOLDER).resolve() / "mlflow" / "mlflow.db"
 
 
 def _remote(uri: str) -> bool:

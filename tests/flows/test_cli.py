@@ -30,6 +30,8 @@ COMMANDS = (
     "services",
     "deploy",
     "status",
+    "retrain-all",
+    "base-model",
     "ui",
     "data",
 )

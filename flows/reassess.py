@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.base_model import why_other
+from flows.clones import link_outside, outside_paths
 from flows.events import BASE_MODEL_CHANGED, CHAMPION_BELOW_LIMITS, DATA_CHANGED, DATA_DRIFTED, announce, where_to_read
 from flows.process_group import process_group
 from flows.reference import STAGE as REFERENCE
@@ -110,7 +111,7 @@ def _score(root: Path, name: str, params: TaskParams, folder: Path) -> dict[str,
             target.symlink_to(file)
     there.path("bundle").parent.mkdir(parents=True, exist_ok=True)
     (folder / "champion" / BUNDLE_FOLDER).rename(there.path("bundle"))
-    link_paths(root, folder, params)
+    link_outside(root, folder, outside_paths(params.base_model.source.model_dump(), {}))
     _stand_ins(here, there, params)
     for stage in MEASURING:
         _run(root, name, stage, folder)
@@ -128,15 +129,6 @@ def _stand_ins(here: Layout, there: Layout, params: TaskParams) -> None:
     else:
         stage = stage_named("tune_lora")
         tune_lora.run(params=params, inputs=there.inputs(stage), outputs=there.outputs(stage))
-
-
-def link_paths(root: Path, folder: Path, params: TaskParams) -> None:
-    """Let a relative path of the base model's lead to the same files below `folder`."""
-    path = Path(str(getattr(params.base_model.source, "path", "")))
-    if params.base_model.source.kind not in ("directory", "gguf") or path.is_absolute() or (folder / path).exists():
-        return
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).symlink_to((root / path).resolve())
 
 
 def _run(root: Path, name: str, stage: str, folder: Path) -> None:

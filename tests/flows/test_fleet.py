@@ -113,15 +113,6 @@ def test_one_task_fails_alone_and_only_what_changed_runs_again(tmp_path: Path, t
     assert (code, outcomes(rows)) == (0, {"anna": "Unchanged", "bert": "Promoted"}), said
 
 
-@pytest.mark.slow
-def test_fifty_tasks_on_two_workers_complete(tmp_path: Path, tiny_bundle: Path) -> None:
-    tasks = [f"task_{number:02}" for number in range(50)]
-    root = make_fleet(tmp_path / "fleet", tiny_bundle, tasks)
-    code, rows, said = retrain_all(root, "--at-once", "2")
-    assert code == 0, said
-    assert outcomes(rows) == dict.fromkeys(tasks, "Promoted")
-
-
 def test_an_unknown_task_is_named(repo_root: Path) -> None:
     from flows.retrain_all import retrain_all as flow
 

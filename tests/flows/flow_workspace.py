@@ -26,8 +26,8 @@ _COPY = """\
 import pathlib, shutil, sys
 from pipeline.layout import Layout, stage_named
 stage, task = stage_named(sys.argv[1]), sys.argv[2]
-excuses = (pathlib.Path("prepared", f"{stage.name}.error"), pathlib.Path("excuses", f"{stage.name}@{task}"))
-for excuse in filter(pathlib.Path.exists, excuses):
+excuse = pathlib.Path("prepared", f"{stage.name}.error")
+if excuse.exists():
     sys.stderr.write(f"error: stage {stage.name} of {task}: {excuse.read_text()}\\n")
     sys.exit(1)
 for name in stage.outputs:

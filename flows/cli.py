@@ -32,6 +32,7 @@ MODULES = (
     "flows.deploy",
     "flows.status_command",
     "flows.fleet_command",
+    "flows.worker_command",
 )
 
 DESCRIPTION = "Turn labelled text into tuned prompts: validated, trained, measured, gated, versioned and promoted."

@@ -1,7 +1,7 @@
 """The flow runs of this checkout that were killed: nobody tells Prefect, so they would stay Running for ever.
 
 Before Prefect hears of a run, a note is made in `.promptmill/running/` and its lock is held until the run ends, however it ends; the run carries
-the note's name as a tag. A note whose lock is free is that of a killed run: the next start closes it as Crashed.
+the note's name as a tag, or the note the run's id where a worker was given the run. A note whose lock is free is that of a killed run: the next start closes it as Crashed.
 """
 
 import os
@@ -25,15 +25,28 @@ def noted(root: Path) -> Generator[None]:
     """Give the flow runs begun in the block a tag, and keep a note of it for as long as this process lives."""
     from prefect import tags
 
+    with _note(root, None) as name, tags(name):
+        yield
+
+
+@contextmanager
+def noted_run(root: Path, run: str) -> Generator[None]:
+    """Keep a note of a flow run that a worker has begun, for as long as the block lasts and this process lives."""
+    with _note(root, run):
+        yield
+
+
+@contextmanager
+def _note(root: Path, run: str | None) -> Generator[str]:
+    """A note, of the flow run `run` or of those that carry its name as a tag; yields that name."""
     folder = _folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / f"{TAG_PREFIX}{uuid.uuid4().hex[:12]}.json"
     lock = FileLock(_lock_of(note))
     with lock:
-        write_json(note, {"server": _server()})
+        write_json(note, {"server": _server(), "run": run})
         try:
-            with tags(note.stem):
-                yield
+            yield note.stem
         finally:
             note.unlink(missing_ok=True)
     _lock_of(note).unlink(missing_ok=True)
@@ -57,21 +70,22 @@ def close_abandoned(root: Path) -> int:
     """Set the runs of `abandoned`, and their tasks, to Crashed and forget them; returns how many flow runs that were."""
     closed = 0
     for tag in abandoned(root):
-        closed += _close(tag)
         note = _folder(root) / f"{tag}.json"
+        closed += _close(tag, read_json(note).get("run"))
         note.unlink(missing_ok=True)
         _lock_of(note).unlink(missing_ok=True)
     return closed
 
 
-def _close(tag: str) -> int:
+def _close(tag: str, run_id: str | None) -> int:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
     from prefect.states import Crashed
 
     closed = 0
+    one = FlowRunFilter(id=FlowRunFilterId(any_=[uuid.UUID(run_id)])) if run_id else None
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))):
+        for run in client.read_flow_runs(flow_run_filter=one or FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))):
             for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))):
                 if task_run.state is None or not task_run.state.is_final():
                     client.set_task_run_state(task_run.id, Crashed(message=MESSAGE), force=True)

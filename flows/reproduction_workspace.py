@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
 from flows.dvc_cache import DIRECTORY, cache_folder, cached_object, md5_file
 from flows.process_group import process_group
 from flows.settings import log_file
-from flows.workspace import LOCK_FILE
+from flows.workspace import LOCK_FILE, write_lock
 from pipeline.errors import WorkspaceError
 from pipeline.records import replacing_file
 
@@ -70,28 +71,14 @@ def make_clone(
     Relative paths that params name (a base model's folder) lead to the same files as in the checkout, through links. Raises NotTheSame when
     git does not know the commit or the diff does not apply.
     """
-    paths = _relative_paths(manifest, asked)
-    depth = max((Path(os.path.normpath(path)).parts.count("..") for path in paths), default=0)
-    folder = base.joinpath(*("w" for _ in range(depth)), "checkout")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _git(root, "clone", "--quiet", "--shared", "--no-checkout", ".", str(folder), doing="cloning the checkout")
-    _git(
-        folder,
-        "checkout",
-        "--quiet",
-        "--detach",
-        commit,
-        doing=f"checking out the recorded commit {commit} (does this clone have it? try `git fetch`)",
-    )
+    paths = outside_paths(manifest["base_model"]["source"], asked["tune"])
+    folder = clone_folder(base, paths)
+    clone_at(root, folder, commit, error=NotTheSame)
     if diff:
         patch = base / "code.diff"
         patch.write_bytes(diff)
-        _git(folder, "apply", "--binary", str(patch), doing="applying the recorded diff of uncommitted changes")
-    for path in paths:
-        link = Path(os.path.normpath(folder / path))
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((root / path).resolve())
+        git(folder, "apply", "--binary", str(patch), doing="applying the recorded diff of uncommitted changes", error=NotTheSame)
+    link_outside(root, folder, paths)
     return Clone(root, base, folder, task, int(manifest["hardware"].get("threads") or 1))
 
 
@@ -162,10 +149,7 @@ def _copy(source: Path, target: Path, md5: str, name: str) -> None:
 
 
 def _pull(clone: Clone, lock: Mapping[str, Any], paths: Sequence[str]) -> None:
-    from ruamel.yaml import YAML
-
-    with (clone.folder / LOCK_FILE).open("w", encoding="utf-8") as stream:
-        YAML(typ="safe").dump({"schema": "2.0", "stages": dict(lock)}, stream)
+    write_lock(clone.folder / LOCK_FILE, lock)
     local = clone.root / ".dvc" / "config.local"
     if local.is_file():
         shutil.copyfile(local, clone.folder / ".dvc" / "config.local")
@@ -177,23 +161,6 @@ def _pull(clone: Clone, lock: Mapping[str, Any], paths: Sequence[str]) -> None:
         raise NotTheSame(
             f"{paths[0]} is not in DVC's cache, and `dvc pull` did not bring it: {' '.join(done.stderr.split())[-300:]} Add the DVC remote that holds it."
         )
-
-
-def _relative_paths(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Paths outside of git that the training reads: the base model's, and those of tuned prompts it starts from."""
-    tune: Mapping[str, Any] = asked["tune"]
-    inits = [tune.get("init") or {}, *((tune.get("trials") or {}).get("inits") or [])]
-    paths = [manifest["base_model"]["source"].get("path")] if manifest["base_model"]["source"].get("kind") in ("directory", "gguf") else []
-    paths += [init.get("path") for init in inits if init.get("kind") == "tuned_prompt"]
-    return [path for path in paths if path and not Path(path).is_absolute()]
-
-
-def _git(folder: Path, *arguments: str, doing: str) -> None:
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
-    )
-    if done.returncode != 0:
-        raise NotTheSame(f"git failed at {doing}: {' '.join(done.stderr.split())[-300:]}")
 
 
 def _last_line(log: Path) -> str:

@@ -1,6 +1,6 @@
 """The flow `retrain`: bring all stages of one task up to date, record, register, check, and promote what the gate let pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def _bring_up_to_date(
         if version is not None:
             return _unchanged(task, version)
     for attempt in range(1, COMPARISONS + 1):
-        run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task))
+        pools = load_task(workspace / PARAMS_FILE, task).execution.pools()
+        run_stages(workspace, task, stage_seconds=stage_seconds, forced=stale_stages(workspace, task), pools=pools)
         try:
             recorded = record(workspace, task)
         except RegistryUnreachable as error:
@@ -148,17 +149,22 @@ def run_stages(
     stage_seconds: float = STAGE_SECONDS,
     retry_delay_seconds: float = 10.0,
     forced: Sequence[str] = (),
+    pools: Mapping[str, str] | None = None,
 ) -> list[StageRun]:
     """Bring `stages` up to date one after the other, each as a Prefect task of its own; call it inside a flow.
 
-    Those in `forced` run although DVC sees no change. Raises StageFailed, and StagesWait once all is done that needs no MLflow.
+    Those in `forced` run although DVC sees no change; those in `pools` on a worker of that work pool. Raises StageFailed, and StagesWait once all is
+    done that needs no MLflow.
     """
+    pools = pools or {}
     done: list[StageRun] = []
     waiting: list[str] = []
     for number, stage in enumerate(stages, 1):
         if stage in waiting:
             continue
-        step = stage_task(stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds, force=stage in forced)
+        step = stage_task(
+            stage, retry_delay_seconds=retry_delay_seconds, timeout_seconds=stage_seconds, force=stage in forced, pool=pools.get(stage)
+        )
         try:
             done.append(step(root, task, f"[{number}/{len(stages)}] {stage}"))
         except TimeoutError as error:

@@ -20,6 +20,7 @@ from flows import metrics
 from flows.log_format import log_context
 from flows.process_group import process_group
 from flows.promotion_lock import shared_lock
+from flows.remote_stage import run_on_pool
 from flows.settings import log_file
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
@@ -45,11 +46,11 @@ _uncached = partial(task, cache_policy=NO_CACHE, persist_result=False)
 
 
 def stage_task(
-    stage: str, *, retry_delay_seconds: float = 10.0, timeout_seconds: float = STAGE_SECONDS, force: bool = False
+    stage: str, *, retry_delay_seconds: float = 10.0, timeout_seconds: float = STAGE_SECONDS, force: bool = False, pool: str | None = None
 ) -> Task[[Path, str, str], StageRun]:
     """The Prefect task that brings one stage up to date; it is tried again only when its process died without a message.
 
-    With `force` the stage runs although DVC sees no change.
+    With `force` the stage runs although DVC sees no change. With `pool` a worker of that work pool runs it, under the limits of the section execution.
     """
 
     @_uncached(
@@ -58,15 +59,19 @@ def stage_task(
         retries=STAGE_RETRIES,
         retry_delay_seconds=retry_delay_seconds,
         retry_condition_fn=_died,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=None if pool else timeout_seconds,
     )
     def bring_up_to_date(root: Path, name: str, header: str) -> StageRun:
         logger = get_run_logger()
         with log_context(task=name, stage=stage):
             say(header)
             try:
-                with screen_of(stage) as screen:
-                    done = run_stage(root=root, task=name, stage=stage, screen=screen, force=force)
+                if pool is None:
+                    with screen_of(stage) as screen:
+                        done = run_stage(root=root, task=name, stage=stage, screen=screen, force=force)
+                else:
+                    execution = load_task(root / PARAMS_FILE, name).execution
+                    done = run_on_pool(root=root, task=name, stage=stage, pool=pool, execution=execution, force=force)
             except StageDied as error:
                 say(f"      {error}")
                 raise

@@ -72,9 +72,9 @@ def _render_stage(root: Path, stage: Stage) -> str:
         "plots": [name for name in stage.outputs if name in PLOTS],
     }
     lists: dict[str, list[str]] = {
-        "deps": [*stage_code(root, stage), *_paths(stage.inputs)],
+        "deps": [*stage_code(root, stage), *tracked_paths(stage.inputs, "${key}")],
         "params": [f"{side}.{section}" for section in stage.sections for side in ("defaults", "tasks.${key}")],
-        **{kind: list(_paths(names)) for kind, names in outputs.items()},
+        **{kind: list(tracked_paths(names, "${key}")) for kind, names in outputs.items()},
     }
     lines = [f"  {stage.name}:", "    foreach: ${tasks}", "    do:", f"      cmd: python -m pipeline {stage.name} --task ${{key}}"]
     for kind, entries in lists.items():
@@ -82,10 +82,10 @@ def _render_stage(root: Path, stage: Stage) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _paths(names: Iterable[str]) -> Iterator[str]:
+def tracked_paths(names: Iterable[str], task: str) -> Iterator[str]:
     """The files as DVC tracks them: each Parquet file with its checksum, so that the two are restored together."""
     for name in names:
-        path = Path(FILES[name].format(task="${key}"))
+        path = Path(FILES[name].format(task=task))
         yield path.as_posix()
         if path.suffix == ".parquet":
             yield checksum_file(path).as_posix()

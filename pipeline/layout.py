@@ -70,8 +70,8 @@ class Stage:
     outputs: tuple[str, ...]
 
 
-# Sections of params.yaml that no stage depends on: what the flows do with a version, and when they run.
-FLOW_SECTIONS = ("promotion", "deployment")
+# Sections of params.yaml that no stage depends on: what the flows do with a version, when they run, and where.
+FLOW_SECTIONS = ("promotion", "deployment", "execution")
 
 STAGES: tuple[Stage, ...] = (
     Stage("ingest", ("ingest",), (), ("raw", "ingest_report")),

@@ -5,7 +5,7 @@ DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code
 All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
 The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
 
-section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion, deployment: the sections; task: all of them together, and reading the file
+section: what all are made of; ingest, data, prompt, tune, evaluation, gate, promotion, deployment, execution: the sections; task: all of them together, and reading the file
 """
 
 from pipeline.params.behaviour import (
@@ -30,6 +30,7 @@ from pipeline.params.data import (
 )
 from pipeline.params.deployment import DeploymentParams, Notification, Occasion, Trigger, WorkPool
 from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, CompareParams, TextGroups, intersection_name
+from pipeline.params.execution import ExecutionParams
 from pipeline.params.free_text import GenerationParams, RowMetric
 from pipeline.params.gate import (
     BehaviourThresholds,
@@ -71,6 +72,7 @@ __all__ = [
     "DirectionalTest",
     "DriftParams",
     "Edit",
+    "ExecutionParams",
     "ExpectationParams",
     "ExternalTest",
     "FileSource",

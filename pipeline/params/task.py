@@ -13,6 +13,7 @@ from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
 from pipeline.params.deployment import DeploymentParams
 from pipeline.params.evaluation import AssessFairnessParams, CompareParams, EvaluateParams, ReportParams, ScoreParams
+from pipeline.params.execution import ExecutionParams
 from pipeline.params.free_text import TEXT_METRICS, free_text_problems
 from pipeline.params.gate import (
     ChangeThreshold,
@@ -56,6 +57,7 @@ class TaskParams(Section):
     report: ReportParams
     promotion: PromotionParams
     deployment: DeploymentParams
+    execution: ExecutionParams
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TaskParams":

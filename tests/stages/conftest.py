@@ -63,6 +63,7 @@ def small_task(model: Path) -> dict[str, Any]:
         "report": {"title": "Praise", "description": "Made-up rows."},
         "promotion": {},
         "deployment": {},
+        "execution": {},
     }
 
 

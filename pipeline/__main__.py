@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PromptmillError
+from pipeline.interruption import report_error
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, find_root, stage_named
 
 try:
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         if options.verbose or os.environ.get(VERBOSE_VARIABLE):
             traceback.print_exc()
+        if report_error(error):
+            return error.exit_code
         sys.stderr.write(f"error: stage {options.stage} of {options.task}: {error}\n")
         return error.exit_code
     return 0

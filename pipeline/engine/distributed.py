@@ -1,11 +1,15 @@
 """Data parallel training: several processes, each with its own copy of the base model, share out every batch.
 
-Started by `torchrun` or `accelerate launch`, which tell each process its rank. The global batch is that of one process, and so is
+Started by `torchrun` (`launch`) or `accelerate launch`, which tell each process its rank. The global batch is that of one process, and so is
 what is learnt: gradients are sums over examples that are already weighted by 1 / global batch, so they are added up, P x H numbers
 per trial and step. Every process takes the same step, so all hold the same parameters; only the first writes.
 """
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ from pipeline.engine.checkpoint import Checkpoint, Snapshot
 from pipeline.engine.learners import Learner
 from pipeline.engine.objectives import Result
 from pipeline.errors import TrainingError
+
+LAUNCH_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,27 @@ def process_group(device: torch.device, *, timeout: timedelta = timedelta(minute
         yield Processes(rank=distributed.get_rank(), count=count, device=device)
     finally:
         distributed.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launch(count: int, module: Sequence[str], *, environment: Mapping[str, str], stop: Callable[[], bool]) -> int:
+    """Run `python -m MODULE ARGUMENTS` in `count` processes of this machine under torchrun, and wait; returns torchrun's exit code.
+
+    When `stop` becomes true torchrun is asked to end, and asks its processes.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", *module]
+    with subprocess.Popen(command, env={**os.environ, **environment}) as process:
+        asked = False
+        while process.poll() is None:
+            if stop() and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+            time.sleep(LAUNCH_POLL_SECONDS)
+        return process.returncode
 
 
 class SharedCheckpoint(Checkpoint):

@@ -16,7 +16,8 @@ class ExecutionParams(Section):
 
     `score`: `same` is wherever tune runs. `remote_checkpoints`: whether a worker copies tune's checkpoints to the DVC remote, so that another worker can go
     on from them. `start_seconds`: how long a stage waits for a worker to take it. `stage_seconds`: its time limit once a worker has it. `restarts`: how often
-    it is handed out again when its worker dies.
+    it is handed out again when its worker dies. `processes`: how many processes of one machine share out every batch of tune, as torchrun starts them, one to a GPU;
+    what is learnt is the same but for the rounding of sums.
     """
 
     tune: Place
@@ -25,6 +26,7 @@ class ExecutionParams(Section):
     start_seconds: PositiveFloat
     stage_seconds: PositiveFloat
     restarts: Annotated[int, Field(ge=0, le=100)]
+    processes: Annotated[int, Field(ge=1, le=1024)]
 
     @model_validator(mode="after")
     def _tune_is_the_first(self) -> "ExecutionParams":

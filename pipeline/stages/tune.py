@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pipeline import engine
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, training_order_sha256
-from pipeline.engine.distributed import process_group
+from pipeline.engine.distributed import launch, launched, process_group
 from pipeline.engine.hardware import describe_hardware, gpu_usage
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.peft_adapter import save_peft_module
@@ -22,12 +23,12 @@ from pipeline.engine.soft_prompt import save_soft_prompt, state_sha256, tensor_s
 from pipeline.engine.template import Template, Verbalizers, compile_verbalizers
 from pipeline.engine.training import Record, TrainingResult, train
 from pipeline.engine.virtual_tokens import virtual_tokens
-from pipeline.errors import TemplateError
+from pipeline.errors import TemplateError, TrainingError
 from pipeline.examples import labelled_examples, target_examples, task_base_model, task_template, writing_settings
-from pipeline.interruption import stop_requested
+from pipeline.interruption import ERRORS_VARIABLE, reported_error, stop_requested
 from pipeline.layout import Paths
 from pipeline.lineage import code_identity, library_versions
-from pipeline.manifest import write_manifest
+from pipeline.manifest import verify_bundle, write_manifest
 from pipeline.params import TaskParams
 from pipeline.progress import Progress
 from pipeline.records import read_parquet, replacing_folder, sha256_file, sha256_json, write_json, write_jsonl
@@ -43,8 +44,11 @@ def run(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str, Any]:
     `virtual_tokens`, what words the trained rows lie near.
 
     A run that was interrupted goes on from its checkpoint. Under `torchrun` the processes share out every batch and the first one
-    writes; the others return nothing. Raises TrainingInterrupted when the process is asked to end.
+    writes; the others return nothing. With `execution.processes` above 1 this process starts them so, and waits.
+    Raises TrainingInterrupted when the process is asked to end.
     """
+    if params.execution.processes > 1 and not launched():
+        return _run_in_processes(params.execution.processes, outputs)
     manifest, near = train_bundle(params=params, inputs=inputs, outputs=outputs, task=outputs.bundle.name, stage=STAGE)
     if manifest:
         write_json(outputs.virtual_tokens, {"task": outputs.bundle.name, **near})
@@ -101,6 +105,18 @@ def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
     return manifest, {"trial": result.best_trial, **near}
+
+
+def _run_in_processes(count: int, outputs: Paths) -> dict[str, Any]:
+    """Run this stage again in `count` processes; raises what the first of them that failed has written down."""
+    with tempfile.TemporaryDirectory() as errors, stop_requested() as stop:
+        code = launch(count, ["pipeline", STAGE, "--task", outputs.bundle.name], environment={ERRORS_VARIABLE: errors}, stop=stop)
+        if code != 0:
+            raise reported_error(
+                Path(errors),
+                TrainingError(f"one of {count} processes ended with exit code {code} and gave no reason. What they printed is above."),
+            )
+    return verify_bundle(outputs.bundle)
 
 
 def _examples(

@@ -88,6 +88,7 @@ def test_same_follows_tune_and_local_needs_no_pool() -> None:
         "start_seconds": 1.0,
         "stage_seconds": 1.0,
         "restarts": 0,
+        "processes": 1,
     }
     places = {("local", "same"): {}, ("gpu", "same"): {"tune": "gpu", "score": "gpu"}, ("gpu", "local"): {"tune": "gpu"}}
     places |= {("local", "gpu"): {"score": "gpu"}, ("gpu", "cpu"): {"tune": "gpu", "score": "cpu"}}

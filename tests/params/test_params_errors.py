@@ -73,6 +73,7 @@ ONE_MISTAKE = [
     ("defaults/deployment/notifications", [{"on": [], "block": "slack-webhook/team"}], "defaults.deployment.notifications.0.on", "at least 1 item"),
     ("defaults/execution/tune", "same", "defaults.execution", "write local or the name of a work pool"),
     ("defaults/execution/score", "my pool", "defaults.execution.score", "found 'my pool'"),
+    ("defaults/execution/processes", 0, "defaults.execution.processes", "found 0"),
     (f"{T}/execution/gpu", True, "tasks.tweet_sentiment.execution.gpu", "unknown key (value True)"),
     ("defaults/promotion/require_signature", True, "defaults.promotion", "trusted_keys is empty"),
     ("defaults/split/ignored", ["urls", "urls"], "defaults.split.ignored", "listed twice"),

@@ -28,7 +28,7 @@ def output_sha256(root: Path, paths: Sequence[str]) -> dict[str, str]:
 
 
 def _transfer(root: Path, command: str, paths: Sequence[str], *flags: str) -> None:
-    arguments = [sys.executable, "-m", "dvc", command, "--quiet", *flags, *paths]
+    arguments = [sys.executable, "-m", "dvc", command, *flags, *paths]
     done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
     if done.returncode == 0:
         return

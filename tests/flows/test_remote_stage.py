@@ -195,11 +195,12 @@ Spoil = Callable[[Path, StageAnswer], StageAnswer]
 
 
 def other_bytes(checkout: Path, answer: StageAnswer) -> StageAnswer:
-    """The remote hands out another file under the same md5, which DVC does not look at."""
+    """The remote hands out another file under the same md5. DVC looks at a file in a folder only when it is writable, and never at one on S3."""
     md5 = next(out["md5"] for out in answer.entry["outs"] if out["path"].endswith("train_log.jsonl"))
     altered = checkout.parent / "remote" / "files" / "md5" / md5[:2] / md5[2:]
     altered.chmod(0o644)
     altered.write_text("{}\n", encoding="utf-8")
+    altered.chmod(0o444)
     return answer
 
 

@@ -126,11 +126,14 @@ def test_a_machine_that_dies_and_comes_back_goes_on_from_the_checkpoint(
     assert "It is handed out again." in site.log("killed")
     assert results(site) == reference
     assert "fetched the checkpoint" in python(
-        site, "from prefect.client.orchestration import get_client\nwith get_client(sync_client=True) as c:\n  print([l.message for l in c.read_logs(limit=200)])"
+        site,
+        "from prefect.client.orchestration import get_client\nwith get_client(sync_client=True) as c:\n  print([l.message for l in c.read_logs(limit=200)])",
     )
 
 
-def test_a_server_that_is_restarted_is_waited_for(site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]) -> None:
+def test_a_server_that_is_restarted_is_waited_for(
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
+) -> None:
     assert len(workers) == 2
     run = site.flow("restarted")
     wait_for_a_checkpoint(site)

@@ -38,7 +38,7 @@ test-faults: $(INSTALLED)  ## flipped bits, killed processes and servers, full d
 	OMP_NUM_THREADS=1 PROMPTMILL_FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest -m faults
 
 test-services: $(INSTALLED)  ## PostgreSQL, Prefect, MLflow, an S3 endpoint and workers as processes on this machine
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "services and not slow"
 
 e2e: $(INSTALLED)  ## one real promptmill run on the shortened demo task
 	$(BIN)/python -m pytest -m e2e

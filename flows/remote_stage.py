@@ -57,6 +57,7 @@ class Handed:
 
 def run_on_pool(*, root: Path, task: str, stage: str, pool: str, execution: ExecutionParams, force: bool = False) -> StageRun:
     """Bring a stage of the checkout `root` up to date on a worker of `pool`; call it inside a flow. Whatever ends this call cancels what the worker does.
+    The seconds of the result are the stage's own on the worker, without waiting for it and without the way of the files.
 
     A stage whose worker dies is handed out again, `execution.restarts` times. Raises WorkspaceError when it cannot be handed out, or what came back does not fit
     this checkout, StageFailed with the worker's own message.
@@ -80,7 +81,8 @@ def run_on_pool(*, root: Path, task: str, stage: str, pool: str, execution: Exec
             raise StageFailed(_failure(handed, state, attempt))
         answer = _answer(client, handed)
     accept(root, task, stage, answer)
-    return StageRun(answer.outcome, time.monotonic() - started)
+    say(f"      handing it to {answer.machine} and back took {duration(time.monotonic() - started - answer.seconds)}")
+    return StageRun(answer.outcome, answer.seconds)
 
 
 def accept(root: Path, task: str, stage: str, answer: StageAnswer) -> None:
@@ -193,7 +195,7 @@ def _cancelled_with_us(client: SyncPrefectClient, handed: Handed) -> Generator[N
     try:
         yield
     except BaseException:
-        _patiently(lambda: client.set_flow_run_state(handed.run, Cancelling()))
+        _patiently(lambda: client.set_flow_run_state(handed.run, Cancelling()), seconds=END_SECONDS)
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             state = client.read_flow_run(handed.run).state
@@ -229,9 +231,9 @@ def _answer(client: SyncPrefectClient, handed: Handed) -> StageAnswer:
     return StageAnswer.of_markdown(str(found[-1].data))
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def _patiently(call: Callable[[], T], seconds: float = SERVER_SECONDS) -> T:
     """The result of a call to the Prefect server, which may be restarted meanwhile."""
-    deadline = time.monotonic() + SERVER_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return call()

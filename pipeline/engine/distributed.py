@@ -68,7 +68,7 @@ def process_group(device: torch.device, *, timeout: timedelta = timedelta(minute
 
     Without a launcher's variables this is the only process. Waiting longer than `timeout` for another process is an error.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = process_count()
     if count == 1:
         yield Processes(rank=0, count=1, device=device)
         return
@@ -82,8 +82,13 @@ def process_group(device: torch.device, *, timeout: timedelta = timedelta(minute
 
 
 def launched() -> bool:
-    """Whether this process is one of several that a launcher started."""
+    """Whether a launcher started this process, alone or as one of several."""
     return "WORLD_SIZE" in os.environ
+
+
+def process_count() -> int:
+    """How many processes the launcher started, 1 without one. Their sums round otherwise than those of one process."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launch(count: int, module: Sequence[str], *, environment: Mapping[str, str], stop: Callable[[], bool]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import engine
 from pipeline.engine.base_model import BaseModel
 from pipeline.engine.batching import Example, training_order_sha256
-from pipeline.engine.distributed import launch, launched, process_group
+from pipeline.engine.distributed import launch, launched, process_count, process_group
 from pipeline.engine.hardware import describe_hardware, gpu_usage
 from pipeline.engine.learners import SharedPrefixLearner
 from pipeline.engine.peft_adapter import save_peft_module
@@ -100,7 +100,7 @@ def train_bundle(*, params: TaskParams, inputs: Paths, outputs: Paths, task: str
     best = plans[result.best_trial]
     order = training_order_sha256(examples, batch_size=tune.batch_size, seed=best.seed, batches=result.steps)
     lineage: dict[str, Any] = _lineage(params, inputs, task, base, result, best) | {"row_order_sha256": order}
-    lineage["training"]["initial_sha256"] = initial[result.best_trial]
+    lineage["training"] |= {"initial_sha256": initial[result.best_trial], "processes": process_count()}
     near = virtual_tokens(base, learner.soft_prompt(result.best_trial), started_from[result.best_trial])
     manifest = _write_bundle(params, outputs.bundle, learner, result.best_trial, best, lineage)
     shutil.rmtree(outputs.scratch, ignore_errors=True)  # this run's checkpoint, and those of runs with other params that never ended
@@ -161,6 +161,7 @@ def _checkpoint_key(params: TaskParams, inputs: Paths, base: BaseModel) -> str:
             "engine": {path.name: sha256_file(path) for path in sorted(Path(engine.__file__).parent.glob("*.py"))},
             "libraries": library_versions(LIBRARIES),
             "hardware": describe_hardware(base.device),
+            "processes": process_count(),
         }
     )
 

@@ -35,6 +35,31 @@ with get_client(sync_client=True) as client:
             client.set_flow_run_state(run.id, Cancelling())
             print(run.id)
 """
+RUN_DEPLOYED = """\
+import sys
+from prefect.deployments import run_deployment
+print(run_deployment(sys.argv[1], timeout=400, poll_interval=1).state.name)
+"""
+LOGS = """\
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import LogSort
+with get_client(sync_client=True) as client:
+    print([line.message for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)])
+"""
+FLOW_POOL = "promptmill"
+UNFINISHED = """\
+import json
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(json.dumps([run.name for run in client.read_flow_runs() if run.name.startswith("tune-") and not run.state.is_final()]))
+"""
+FORGET = """\
+import boto3
+store = boto3.client("s3")
+for found in store.list_objects_v2(Bucket="promptmill-dvc").get("Contents", []):
+    if "/promptmill-checkpoints/" in found["Key"]:
+        store.delete_object(Bucket="promptmill-dvc", Key=found["Key"])
+"""
 KEYS = "import boto3; print([o['Key'] for o in boto3.client('s3').list_objects_v2(Bucket='promptmill-dvc').get('Contents', [])])"
 
 
@@ -49,7 +74,9 @@ def site(repo_root: Path) -> Iterator[Site]:
         try:
             up = promptmill(*UP, folder=base)
             assert up.returncode == 0, up.stderr
-            site = Site(base, client_environment(**addresses(base)), "s3://promptmill-dvc/files")
+            site = Site(
+                base, client_environment(PROMPTMILL_METRICS_FOLDER=str(base / "figures"), **addresses(base)), "s3://promptmill-dvc/files"
+            )
             site.make_checkout(repo_root, execution={}, maximum_steps=STEPS, evaluate_every=STEPS // 2, checkpoint_every=5)
             yield site
         finally:
@@ -69,11 +96,10 @@ def addresses(base: Path) -> dict[str, str]:
 
 @pytest.fixture
 def workers(site: Site, reference: tuple[str, str]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Two workers that have never run a stage; the checkout knows nothing of tune and score."""
+    """Two workers that have never run a stage; the checkout knows nothing of tune and score, and the remote of no checkpoint."""
     assert reference
     site.forget_the_two()
-    for pool in POOLS.values():
-        shutil.rmtree(site.base / f"{pool}-box", ignore_errors=True)
+    python(site, FORGET)
     started = {pool: site.worker(pool, site.clone(f"{pool}-box")) for pool in POOLS.values()}
     yield started
     site.close()
@@ -99,38 +125,49 @@ def wait_for_a_checkpoint(site: Site) -> None:
     wait_for(lambda: ".safetensors.json" in python(site, KEYS), "a checkpoint on the remote", site)
 
 
-def test_two_workers_make_what_one_machine_makes_and_the_run_is_recorded(
+def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
 ) -> None:
+    """Three workers: one has the flow, as `promptmill deploy` set it up, and two the stages that it hands out."""
     assert len(workers) == 2
-    code = site.start("run", sys.executable, "-m", "flows.cli", "run", TASK, folder=site.checkout).wait()
-    assert code in (0, 3), site.logs()
+    deployed = promptmill("deploy", folder=site.checkout, **site.environment)
+    assert deployed.returncode == 0, deployed.stderr
+    site.start("worker-flows", sys.executable, "-m", "prefect", "worker", "start", "--pool", FLOW_POOL, folder=site.base)
+    assert python(site, RUN_DEPLOYED, f"retrain/{TASK}").splitlines()[-1] in ("Completed", "NotPromoted"), site.logs()
     assert results(site) == reference
     for pool in POOLS.values():
-        assert f"running on {pool}-box of the work pool {pool}" in site.log("run")
+        assert f"running on {pool}-box of the work pool {pool}" in site.log("worker-flows")
     keys = python(site, KEYS.replace("promptmill-dvc", "promptmill-artifacts"))
     assert "adapter_model.safetensors" in keys
     assert ".safetensors.json" not in python(site, KEYS), "checkpoints of a stage that is done are removed"
+    figures = {stage: (site.base / "figures" / f"promptmill-{TASK}-{stage}.prom").read_text(encoding="utf-8") for stage in POOLS}
+    assert all(f'promptmill_stage_seconds{{stage="{stage}",task="{TASK}"}}' in figures[stage] for stage in POOLS)
+    assert f'promptmill_tune_examples_per_second{{task="{TASK}"}}' in figures["tune"]
 
 
-def test_a_machine_that_dies_and_comes_back_goes_on_from_the_checkpoint(
-    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
+@pytest.mark.parametrize("who", ["the same", pytest.param("another", marks=pytest.mark.slow)])
+def test_a_stage_whose_machine_dies_goes_on_from_the_checkpoint_on_the_same_or_another(
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str], who: str
 ) -> None:
-    run = site.flow("killed")
+    """The same machine says at its next start what it was killed in; of one that stays away only the heartbeats tell."""
+    run = site.flow(f"killed-{who}")
     wait_for_a_checkpoint(site)
     kill_tree(workers["gpu"].pid)
     assert stage_processes(site.base / "gpu-box") == []
-    shutil.rmtree(site.base / "gpu-box" / ".promptmill" / "workspaces")  # as on another machine: only the remote has the checkpoint
-    site.worker("gpu", site.base / "gpu-box")
+    if who == "the same":
+        clone = site.base / "gpu-box"
+        shutil.rmtree(clone / ".promptmill" / "workspaces")  # only the remote has the checkpoint
+    else:
+        clone = site.clone("gpu-box-2")
+    site.worker("gpu", clone)
     assert run.wait() == 0, site.logs()
-    assert "It is handed out again." in site.log("killed")
+    assert "It is handed out again." in site.log(f"killed-{who}")
+    assert f"running on {clone.name} of the work pool gpu" in site.log(f"killed-{who}")
     assert results(site) == reference
-    assert "fetched the checkpoint" in python(
-        site,
-        "from prefect.client.orchestration import get_client\nwith get_client(sync_client=True) as c:\n  print([l.message for l in c.read_logs(limit=200)])",
-    )
+    assert "fetched the checkpoint" in python(site, LOGS)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_is_waited_for(
     site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
 ) -> None:
@@ -138,20 +175,30 @@ def test_a_server_that_is_restarted_is_waited_for(
     run = site.flow("restarted")
     wait_for_a_checkpoint(site)
     os.kill(int(read_json(site.base / ".promptmill/services/prefect.pid.json")["pid"]), signal.SIGKILL)
-    up = promptmill("services", "up", folder=site.base)
+    up = promptmill("services", "up", "--without", "worker", folder=site.base)
     assert up.returncode == 0, up.stderr
     assert run.wait() == 0, site.logs()
     assert results(site) == reference
 
 
-@pytest.mark.parametrize("which", ["stage", "flow"])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["stage", "flow", "Ctrl-C"])
 def test_a_cancelled_run_ends_everything(site: Site, workers: dict[str, subprocess.Popen[bytes]], which: str) -> None:
+    """Somebody cancels the stage's run on the server, or the flow's; or ends the flow where it was started."""
     assert len(workers) == 2
     run = site.flow(f"cancelled-{which}")
     wait_for_a_checkpoint(site)
-    assert python(site, CANCEL, which).strip()
+    if which == "Ctrl-C":
+        run.send_signal(signal.SIGINT)
+    else:
+        assert python(site, CANCEL, which).strip()
     asked = time.monotonic()
     wait_for(lambda: not stage_processes(site.base), "the end of the stage's processes", site)
-    sys.stderr.write(f"{which} cancelled: its processes were gone after {time.monotonic() - asked:.1f} s\n")
+    sys.stderr.write(f"{which}: the stage's processes were gone after {time.monotonic() - asked:.1f} s\n")
     assert run.wait() != 0
-    assert "cancelled" in site.log(f"cancelled-{which}")
+    assert which == "Ctrl-C" or "cancelled" in site.log(f"cancelled-{which}")
+    wait_for(lambda: not unfinished(site), "a final state of the stage's run", site)
+
+
+def unfinished(site: Site) -> list[str]:
+    return json.loads(python(site, UNFINISHED))

@@ -71,8 +71,9 @@ class Site:
         shutil.rmtree(self.checkout / ".dvc" / "cache" / "runs", ignore_errors=True)
 
     def clone(self, name: str) -> Path:
-        """A worker's own clone; the base model is not in git, so it is put there."""
+        """A worker's own clone, a new one; the base model is not in git, so it is put there."""
         folder = self.base / name
+        shutil.rmtree(folder, ignore_errors=True)
         git(self.base, "clone", "--quiet", str(self.checkout), str(folder))
         shutil.copytree(self.checkout / MODEL, folder / MODEL)
         return folder
@@ -106,6 +107,8 @@ class Site:
     def close(self) -> None:
         for process in self.started:
             kill_tree(process.pid)
+            process.wait()
+        self.started.clear()
 
 
 def tensor_sha256(root: Path) -> str:

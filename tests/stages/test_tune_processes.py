@@ -15,16 +15,21 @@ from pipeline.records import read_json
 from tests.stages.conftest import TASK
 
 
-def change(workspace: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+def change(workspace: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path = workspace / "params.yaml"
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     edit(document["tasks"][TASK])
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def test_two_processes_learn_what_one_learns_and_an_error_is_raised_here(workspace: Path) -> None:
-    for stage in ("ingest", "validate", "split", "tune"):
+def prepare(workspace: Path) -> None:
+    for stage in ("ingest", "validate", "split"):
         run_stage(workspace, stage, TASK)
+
+
+def test_two_processes_learn_what_one_learns(workspace: Path) -> None:
+    prepare(workspace)
+    run_stage(workspace, "tune", TASK)
     bundle = Layout(workspace, TASK).path("bundle")
     weights = bundle / "adapter_model.safetensors"
     alone, manifest = load_file(weights), read_json(bundle / "manifest.json")
@@ -36,8 +41,14 @@ def test_two_processes_learn_what_one_learns_and_an_error_is_raised_here(workspa
     assert together.keys() == alone.keys()
     differences = [float((together[name] - alone[name]).abs().max()) for name in alone]
     assert max(differences) <= 1e-6
-    assert read_json(bundle / "manifest.json")["row_order_sha256"] == manifest["row_order_sha256"]
+    shared = read_json(bundle / "manifest.json")
+    assert (manifest["training"]["processes"], shared["training"]["processes"]) == (1, 2)
+    assert shared["row_order_sha256"] == manifest["row_order_sha256"]
 
-    change(workspace, lambda sections: sections["prompt"]["verbalizers"].update(bad=" ", good=" "))
-    with pytest.raises(TrainingError, match="verbalizer"):
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_says_is_raised_here(workspace: Path) -> None:
+    prepare(workspace)
+    change(workspace, lambda sections: [sections.update(execution={"processes": 2}), sections["tune"].update(num_virtual_tokens=5000)])
+    with pytest.raises(TrainingError, match=r"The longest example needs 50\d\d tokens with its prefix"):
         run_stage(workspace, "tune", TASK)

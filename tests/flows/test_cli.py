@@ -32,6 +32,7 @@ COMMANDS = (
     "status",
     "retrain-all",
     "base-model",
+    "worker",
     "ui",
     "data",
 )

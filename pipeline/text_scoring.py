@@ -48,10 +48,10 @@ def score_text(*, params: TaskParams, inputs: Paths, outputs: Paths) -> dict[str
             answers = writer.write(prompts, batch_size=params.score.batch_size, advance=progress.advance)
             seconds[name] = (time.perf_counter() - started) / len(test)
             tokens[name] = _tokens_per_row(writer, prompts, answers)
-            frames.append(_frame(name, test, params, answers, *_losses(params, writer, template, test)))
+            frames.append(written_frame(name, test, params, answers, *_losses(params, writer, template, test)))
     trivial = params.prompt.generation_settings.baseline
     answers, said = _trivial_answers(params, inputs.train, test)
-    frames.append(_frame(trivial, test, params, answers, None, frames[0]["reference_tokens"].tolist()))
+    frames.append(written_frame(trivial, test, params, answers, None, frames[0]["reference_tokens"].tolist()))
     write_parquet(outputs.predictions, pd.concat(frames, ignore_index=True))
     report = {
         "hard_prompt": best,
@@ -105,9 +105,10 @@ def _trivial_answers(params: TaskParams, train: Path, test: pd.DataFrame) -> tup
     return [Answer(" ".join(str(text).split()[:words]), 0, True) for text in test[field]], None
 
 
-def _frame(
+def written_frame(
     variant: str, test: pd.DataFrame, params: TaskParams, answers: list[Answer], losses: list[float] | None, tokens: list[int]
 ) -> pd.DataFrame:
+    """The answers of one variant to `test`, in the long format of docs/stage-files.md; `tokens` are those of the references."""
     fields = [test[name] for name in params.ingest.columns.fields]
     return pd.DataFrame(
         {

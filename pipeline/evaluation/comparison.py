@@ -13,6 +13,8 @@ from math import sqrt
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from pipeline.evaluation.intervals import Estimate, Integers, estimate
@@ -22,6 +24,7 @@ from pipeline.evaluation.predictions import Predictions, Scored
 from pipeline.params import CompareParams
 
 ACCURACY = "accuracy"
+RIGHT_OR_WRONG = (ACCURACY, "exact_match")  # a row is right or wrong; other metrics have no rows that only one has right
 _EDGE = 1e-12
 
 
@@ -43,6 +46,12 @@ class PairedCounts:
 def paired_counts(actual: Integers, candidate: Integers, champion: Integers) -> PairedCounts:
     """Count the rows by which of the two gives the actual label; all [N]."""
     first, second = candidate == actual, champion == actual
+    return counts_of(first, second)
+
+
+def counts_of(candidate_right: NDArray[np.bool_], champion_right: NDArray[np.bool_]) -> PairedCounts:
+    """The rows by which of the two is right; both [N]."""
+    first, second = candidate_right, champion_right
     return PairedCounts(
         both_right=int((first & second).sum()),
         candidate_only=int((first & ~second).sum()),
@@ -103,6 +112,7 @@ def compare_with_champion(
         "difference": difference,
         "p_value": mcnemar_superior(counts.candidate_only, counts.champion_only) if settings.metric == ACCURACY else None,
         "paired": vars(counts),
+        "better": None,
         "guarded": {
             "confidence_level": confidence_level,
             **compare(predictions, champion, confidence_level=confidence_level, replicates=replicates, seed=seed),
@@ -114,7 +124,7 @@ def compare_with_champion(
 
 def method_of(metric: str) -> str:
     """How the p value and the interval of a comparison by `metric` are made."""
-    if metric == ACCURACY:
+    if metric in RIGHT_OR_WRONG:
         return "one-sided exact McNemar test; Tango's score interval of the difference on the same rows"
     return "percentile bootstrap of the difference over the test rows"
 

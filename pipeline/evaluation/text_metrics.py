@@ -32,12 +32,7 @@ COMPARED = (*ROW_METRICS, "bleu", "chrf")
 
 def evaluate_text(rows: WrittenRows, *, metric: str, confidence_level: float, replicates: int, seed: int) -> dict[str, Any]:
     """Metrics of every variant and the paired comparisons, ready for JSON; `metric` is the task's own (prompt.generation.metric)."""
-    columns, signatures = _columns(rows)
-    # One matrix for all variants: each replicate has the same rows of all of them.
-    together = np.concatenate(list(columns.values()), axis=1)
-    means = np.concatenate([together.mean(axis=0, keepdims=True), resampled_column_means(together, replicates, seed)])
-    parts = dict(zip(columns, np.split(means, len(columns), axis=1), strict=True))
-    figures = {name: _figures(part, rows.variants[name].losses is not None) for name, part in parts.items()}
+    figures, signatures = resampled_figures(rows, replicates, seed)
     level = confidence_level
     return {
         "kind": "generation",
@@ -49,11 +44,21 @@ def evaluate_text(rows: WrittenRows, *, metric: str, confidence_level: float, re
         "signatures": signatures,
         "variants": {name: _described(rows, rows.variants[name], found, level) for name, found in figures.items()},
         "comparisons": {
-            f"{TUNED}_minus_{name}": {one: _difference(figures[TUNED][one], found[one], len(rows.row_ids), level) for one in COMPARED}
+            f"{TUNED}_minus_{name}": {one: difference(figures[TUNED][one], found[one], len(rows.row_ids), level) for one in COMPARED}
             for name, found in figures.items()
             if name != TUNED
         },
     }
+
+
+def resampled_figures(rows: WrittenRows, replicates: int, seed: int) -> tuple[dict[str, dict[str, Floats]], dict[str, str]]:
+    """Variant -> metric -> its value and those of the replicates [1 + R]; and the signatures of sacrebleu's metrics."""
+    columns, signatures = _columns(rows)
+    # One matrix for all variants: each replicate has the same rows of all of them.
+    together = np.concatenate(list(columns.values()), axis=1)
+    means = np.concatenate([together.mean(axis=0, keepdims=True), resampled_column_means(together, replicates, seed)])
+    parts = dict(zip(columns, np.split(means, len(columns), axis=1), strict=True))
+    return {name: _figures(part, rows.variants[name].losses is not None) for name, part in parts.items()}, signatures
 
 
 def _columns(rows: WrittenRows) -> tuple[dict[str, Floats], dict[str, str]]:
@@ -102,12 +107,14 @@ def _described(rows: WrittenRows, written: Written, figures: Mapping[str, Floats
     """
     n = len(rows.row_ids)
     empty, cut = np.array([not answer for answer in written.answers]), ~written.ended
-    metrics = {name: _estimate(values, n, level) for name, values in figures.items() if name not in ("exact_match", "perplexity")}
+    metrics = {name: text_estimate(values, n, level) for name, values in figures.items() if name not in ("exact_match", "perplexity")}
     text, count = min(Counter(written.answers).items(), key=lambda item: (-item[1], item[0]))
     return {
         "exact_match": proportion(round(float(figures["exact_match"][0]) * n), n, level, "there are no rows"),
         **metrics,
-        "perplexity": _estimate(figures["perplexity"], n, level) if "perplexity" in figures else no_estimate(n, "written without a model"),
+        "perplexity": text_estimate(figures["perplexity"], n, level)
+        if "perplexity" in figures
+        else no_estimate(n, "written without a model"),
         "invalid_output_rate": proportion(int((empty | cut).sum()), n, level, "there are no rows"),
         "empty": int(empty.sum()),
         "cut": int(cut.sum()),
@@ -116,7 +123,8 @@ def _described(rows: WrittenRows, written: Written, figures: Mapping[str, Floats
     }
 
 
-def _estimate(values: Floats, n: int, level: float) -> Estimate:
+def text_estimate(values: Floats, n: int, level: float) -> Estimate:
+    """A metric of one variant from its value and those of the replicates [1 + R], over `n` rows."""
     value = float(values[0])
     interval = percentile_interval(values[1:], level)
     if interval[0] == interval[1] and value in (0.0, 1.0):  # the bootstrap sees no other outcome
@@ -124,5 +132,6 @@ def _estimate(values: Floats, n: int, level: float) -> Estimate:
     return estimate(value, interval, n)
 
 
-def _difference(ours: Floats, theirs: Floats, n: int, level: float) -> Estimate:
+def difference(ours: Floats, theirs: Floats, n: int, level: float) -> Estimate:
+    """The paired difference, ours minus theirs, of a metric from its values and replicates [1 + R], over `n` rows."""
     return estimate(float(ours[0] - theirs[0]), percentile_interval(ours[1:] - theirs[1:], level), n)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StageInputError
 from pipeline.evaluation.intervals import Floats, Integers
-from pipeline.evaluation.predictions import TUNED
+from pipeline.evaluation.predictions import CHAMPION_VARIANT, TUNED
 from pipeline.records import read_parquet
 
 if TYPE_CHECKING:
@@ -49,17 +49,19 @@ class WrittenRows:
         return self.variants[TUNED]
 
 
-def read_written(path: Path, variants: Sequence[str]) -> WrittenRows:
+def read_written(path: Path, variants: Sequence[str] | None = None) -> WrittenRows:
     """Read and check the predictions of one task with free-text targets.
 
-    Raises StageInputError naming row and variant unless every one of `variants` is there once per row and no other one, with the same
-    rows, texts and references in each; numbers of tokens are at least 0 and losses finite and at least 0 (or all null).
+    Raises StageInputError naming row and variant unless every one of `variants` (None: the tuned prompt and whatever else there is) is
+    there once per row and no other one, with the same rows, texts and references in each; numbers of tokens are at least 0 and losses
+    finite and at least 0 (or all null).
     """
     frame = read_parquet(path, list(COLUMNS))
     found = sorted({str(name) for name in frame["variant"]})
-    if found != sorted(variants):
-        raise StageInputError(f"{path} has the variants {found}, expected {sorted(variants)}. {_AGAIN}")
-    by_variant = {name: _rows_of(path, frame, name) for name in variants}
+    wanted = variants or sorted({*found, TUNED})
+    if found != sorted(wanted):
+        raise StageInputError(f"{path} has the variants {found}, expected {sorted(wanted)}. {_AGAIN}")
+    by_variant = {name: _rows_of(path, frame, name) for name in wanted}
     tuned = by_variant[TUNED]
     for name, rows in by_variant.items():
         for column in ("row_id", "text", "target", "reference_tokens"):
@@ -72,6 +74,23 @@ def read_written(path: Path, variants: Sequence[str]) -> WrittenRows:
         target_tokens=tuned["reference_tokens"].to_numpy(dtype=np.int64),
         variants={name: _written(path, rows, name) for name, rows in by_variant.items()},
     )
+
+
+def read_champion_written(path: Path, rows: WrittenRows) -> Written | None:
+    """What the champion wrote to `rows`, in their order; None when the file has no rows, for want of a champion.
+
+    Raises StageInputError as `read_written` does, also when the rows, their texts or references are not those of `rows`.
+    """
+    frame = read_parquet(path, list(COLUMNS))
+    if frame.empty:
+        return None
+    found = _rows_of(path, frame, CHAMPION_VARIANT)
+    for column, expected in (("row_id", rows.row_ids), ("text", rows.texts), ("target", rows.targets)):
+        if found[column].tolist() != expected:
+            raise StageInputError(
+                f"{path}: the column {column} is not that of the {len(rows.row_ids)} rows that the candidate answered. Run the stage `score_champion` again."
+            )
+    return _written(path, found, CHAMPION_VARIANT)
 
 
 def _rows_of(path: Path, frame: "pd.DataFrame", variant: str) -> "pd.DataFrame":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from math import isclose
 
-from pipeline.evaluation.comparison import PairedCounts, method_of
+from pipeline.evaluation.comparison import RIGHT_OR_WRONG, method_of
 from pipeline.evaluation.paired import level_of_attempt, mcnemar_superior
 from pipeline.gates.checks import Check, Figure, Finding, NoFigure, Planned, against_minimum, judged
 from pipeline.gates.estimates import Record, at, count_in, figure_in
@@ -25,6 +25,7 @@ KEYS = (
     "difference",
     "p_value",
     "paired",
+    "better",
     "guarded",
     "examples",
     "method",
@@ -40,10 +41,10 @@ def comparison_checks(compare: CompareParams, comparison: Record, metrics: Recor
     A first version has neither figure nor limit: nothing is compared, and the rule says who decides.
     """
     first = "champion" in comparison and comparison["champion"] is None
-    superior = compare.mode == "superior"
+    superior, metric = compare.mode == "superior", compared_metric(compare, metrics)
     if first:
         rule = f"without a champion: {_FIRST_VERSION[compare.first_version]}"
-    elif superior and compare.metric == "accuracy":
+    elif superior and metric in RIGHT_OR_WRONG:
         rule = "PASS when one-sided exact McNemar p <= level; FAIL when value <= 0; else INCONCLUSIVE"
     elif superior:
         rule = "PASS when low > 0; FAIL when value <= 0; else INCONCLUSIVE"
@@ -51,9 +52,13 @@ def comparison_checks(compare: CompareParams, comparison: Record, metrics: Recor
         rule = "PASS when low >= limit; FAIL when high < limit; else INCONCLUSIVE"
     limit = None if first else 0.0 if superior else -compare.margin
     judge = partial(_judge, compare, comparison, metrics)
-    name = f"{'answers' if metrics.get('kind') == 'generation' else compare.metric} minus champion"  # free text has no accuracy
-    rows, method = (None, None) if first else ("test rows that both answered", method_of(compare.metric))
-    return judged([Planned(name, rule, limit, judge, rows, method)])
+    rows, method = (None, None) if first else ("test rows that both answered", method_of(metric))
+    return judged([Planned(f"{metric} minus champion", rule, limit, judge, rows, method)])
+
+
+def compared_metric(compare: CompareParams, metrics: Record) -> str:
+    """What versions are compared by: `compare.metric`, or the task's own metric where it answers in free text."""
+    return str(at(metrics, ("metric",), "the metrics record")) if metrics.get("kind") == "generation" else compare.metric
 
 
 def champion_guards(guards: Sequence[Guard], comparison: Record, metrics: Record) -> list[Check]:
@@ -93,7 +98,8 @@ def _judge_guard(guard: Guard, comparison: Record, metrics: Record) -> Finding:
 def _judge(compare: CompareParams, comparison: Record, metrics: Record) -> Finding:
     for key in KEYS:
         at(comparison, (key,), _RECORD)
-    if dict(comparison["asked"]) != compare.model_dump(mode="json"):
+    metric = compared_metric(compare, metrics)
+    if dict(comparison["asked"]) != {**compare.model_dump(mode="json"), "metric": metric}:
         raise NoFigure("ERROR", "The comparison was made with other params than the gate has. Run the stage compare again.")
     champion, comparable = comparison["champion"], comparison["comparable"]
     if champion is None:
@@ -106,7 +112,7 @@ def _judge(compare: CompareParams, comparison: Record, metrics: Record) -> Findi
             "INCONCLUSIVE",
             f"The champion, version {version}, cannot be compared with: {reason}. A person decides; without the alias `champion` this is a first version.",
         )
-    return _compared(compare, comparison, metrics, f"{compare.metric} minus that of the champion, version {version},")
+    return _compared(compare, metric, comparison, metrics, f"{metric} minus that of the champion, version {version},")
 
 
 def _first_version(compare: CompareParams, comparison: Record) -> Finding:
@@ -118,21 +124,21 @@ def _first_version(compare: CompareParams, comparison: Record) -> Finding:
     return Finding("INCONCLUSIVE", f"This is a first version ({reason}), and compare.first_version asks a person to decide.")
 
 
-def _compared(compare: CompareParams, comparison: Record, metrics: Record, what: str) -> Finding:
-    counts, level = _counts(comparison, metrics), _level(compare, comparison)
+def _compared(compare: CompareParams, metric: str, comparison: Record, metrics: Record, what: str) -> Finding:
+    (ours, theirs, n), level = _counts(comparison, metrics), _level(compare, comparison)
     figure = figure_in(comparison["difference"], comparison, what, lowest=-1.0)
-    if figure.n != counts.n:
-        raise NoFigure("ERROR", f"{what} rests on {figure.n} rows, {counts.n} were paired.", figure.n)
+    if figure.n != n:
+        raise NoFigure("ERROR", f"{what} rests on {figure.n} rows, {n} were paired.", figure.n)
     attempts = comparison["attempts"]
     said = f"{what} is {figure}, attempt {attempts} on these rows"
     if compare.mode == "non_inferior":
         return _non_inferior(figure, compare.margin, said)
-    if compare.metric != "accuracy":
+    if metric not in RIGHT_OR_WRONG:
         return _superior(figure, figure.low > 0, f"{said}: the interval is at the level of {level:.4g}")
-    if abs(figure.value - (counts.candidate_only - counts.champion_only) / counts.n) > _TOLERANCE:
+    if abs(figure.value - (ours - theirs) / n) > _TOLERANCE:
         raise NoFigure("ERROR", f"{what} is {figure.value} in the record, its paired counts say otherwise.", figure.n)
-    p = mcnemar_superior(counts.candidate_only, counts.champion_only)
-    rows = f"{counts.candidate_only} rows that it alone has right, {counts.champion_only} that the champion alone has right"
+    p = mcnemar_superior(ours, theirs)
+    rows = f"{ours} rows that it alone has right, {theirs} that the champion alone has right"
     return _superior(figure, p <= level, f"{said}: {rows}, p = {p:.4g} at the level of {level:.4g}")
 
 
@@ -152,14 +158,19 @@ def _non_inferior(figure: Figure, margin: float, said: str) -> Finding:
     return Finding("INCONCLUSIVE", f"{said}; the interval holds the margin of -{margin:.3f}, so these rows cannot decide.", figure)
 
 
-def _counts(comparison: Record, metrics: Record) -> PairedCounts:
-    found = comparison["paired"]
-    names = ("both_right", "candidate_only", "champion_only", "both_wrong")
-    counts = PairedCounts(**{name: count_in(at(found, (name,), "the paired counts"), f"rows {name}") for name in names})
+def _counts(comparison: Record, metrics: Record) -> tuple[int, int, int]:
+    """Rows that the candidate alone has right (free text: answers better), those of the champion, and all that were compared."""
+    if metrics.get("kind") == "generation":
+        found, names = at(comparison, ("better",), _RECORD), ("candidate", "champion", "equal")
+    else:
+        found, names = comparison["paired"], ("candidate_only", "champion_only", "both_right", "both_wrong")
+    counts = [count_in(at(found, (name,), "the paired counts"), f"rows {name}") for name in names]
     n = count_in(comparison["n"], "the number of compared rows")
-    if not n == counts.n == metrics.get("n") or n == 0:
-        raise NoFigure("ERROR", f"{n} rows were compared, the paired counts sum to {counts.n}, the metrics are of {metrics.get('n')!r}.", n)
-    return counts
+    if not n == sum(counts) == metrics.get("n") or n == 0:
+        raise NoFigure(
+            "ERROR", f"{n} rows were compared, the paired counts sum to {sum(counts)}, the metrics are of {metrics.get('n')!r}.", n
+        )
+    return counts[0], counts[1], n
 
 
 def _level(compare: CompareParams, comparison: Record) -> float:

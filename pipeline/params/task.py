@@ -133,10 +133,7 @@ def _baseline_problems(params: TaskParams) -> Iterator[tuple[str, str]]:
             if threshold.metric not in metrics:
                 where = f"gate.{kind}.{index}.metric"
                 yield where, f"a difference in {threshold.metric!r} cannot be judged; choose one of {list(metrics)}"
-            if threshold.baseline == CHAMPION and params.prompt.free_text:
-                where = f"gate.{kind}.{index}.baseline"
-                yield where, f"answers in free text are not compared with the champion row by row; use {others}"
-            elif threshold.baseline == CHAMPION:
+            if threshold.baseline == CHAMPION:
                 continue
             elif threshold.baseline not in scored and params.prompt.free_text:
                 yield f"gate.{kind}.{index}.baseline", f"this task has no {threshold.baseline}; use {others}"

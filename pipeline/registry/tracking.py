@@ -222,6 +222,8 @@ def comparison_figures(comparison: Mapping[str, Any]) -> dict[str, float]:
     metric = segment(comparison["asked"]["metric"])
     _add_estimate(figures, f"champion/{metric}", comparison["metrics"]["champion"])
     _add_estimate(figures, f"tuned_minus_champion/{metric}", comparison["difference"])
+    if comparison["better"]:
+        return figures | {f"champion/better_{name}": float(rows) for name, rows in comparison["better"].items()}
     return figures | {f"champion/{name}": float(comparison["paired"][name]) for name in ("candidate_only", "champion_only")}
 
 

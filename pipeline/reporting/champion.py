@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import StageInputError
 from pipeline.reporting.examples import Piece, visible_pieces
 from pipeline.reporting.formats.comparison import ChampionComparison, DiscordantRow
+from pipeline.reporting.formats.text import TEXT_METRIC_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiscordantView:
-    """A row that one of the two has right, ready to be shown."""
+    """A row that one of the two has right, or answers better, ready to be shown; `label` is the reference where text is written."""
 
     pieces: list[Piece]
-    label: str
-    candidate: str
-    champion: str
+    label: list[Piece]
+    candidate: list[Piece]
+    champion: list[Piece]
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,20 @@ class ChampionView:
 
 def champion_view(record: ChampionComparison, examples: int) -> ChampionView:
     """The comparison as the card shows it, with up to `examples` discordant rows of each side."""
-    metric = {"accuracy": "accuracy", "macro_f1": "macro F1"}[record.asked.metric]
+    metric = {"accuracy": "accuracy", "macro_f1": "macro F1", **TEXT_METRIC_NAMES}[record.asked.metric]
     sides: list[tuple[str, int, list[DiscordantView]]] = []
-    if record.paired and record.examples:
-        sides = [
-            ("Only this tuned prompt is right", record.paired.candidate_only, _shown(record.examples.candidate_only, examples)),
-            ("Only the champion is right", record.paired.champion_only, _shown(record.examples.champion_only, examples)),
-        ]
+    if record.examples:
+        ours, theirs = (_shown(rows, examples) for rows in (record.examples.candidate_only, record.examples.champion_only))
+        if record.paired:
+            sides = [
+                ("Only this tuned prompt is right", record.paired.candidate_only, ours),
+                ("Only the champion is right", record.paired.champion_only, theirs),
+            ]
+        elif record.better:
+            sides = [
+                ("Answered better by this tuned prompt", record.better.candidate, ours),
+                ("Answered better by the champion", record.better.champion, theirs),
+            ]
     return ChampionView(_sentence(record, metric), metric, record, sides)
 
 
@@ -75,4 +83,4 @@ def _sentence(record: ChampionComparison, metric: str) -> str:
 
 
 def _shown(rows: Sequence[DiscordantRow], count: int) -> list[DiscordantView]:
-    return [DiscordantView(visible_pieces(row.text), row.label, row.candidate, row.champion) for row in rows[:count]]
+    return [DiscordantView(*(visible_pieces(text) for text in (row.text, row.label, row.candidate, row.champion))) for row in rows[:count]]

@@ -12,9 +12,9 @@ from pipeline.reporting.card import CardInputs, worth_of_labels
 from pipeline.reporting.changes import changes
 from pipeline.reporting.examples import visible_pieces
 from pipeline.reporting.formats.record import Estimate
+from pipeline.reporting.formats.text import TEXT_METRIC_NAMES
 from pipeline.reporting.lineage import lineage
 from pipeline.reporting.page import environment
-from pipeline.reporting.text_card import METRIC_NAMES as TEXT_METRIC_NAMES
 from pipeline.reporting.text_card import TextCardInputs, worth_of_text
 from pipeline.reporting.wording import figure, interval
 from pipeline.variants import NAMES

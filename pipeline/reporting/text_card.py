@@ -11,7 +11,7 @@ from pipeline.reporting.card import CommonInputs, common_context, training_pictu
 from pipeline.reporting.examples import Piece, draw, visible_pieces
 from pipeline.reporting.figures import Bar, smoothing_window, training_curve
 from pipeline.reporting.formats.record import Estimate
-from pipeline.reporting.formats.text import TextEvaluation, TextMetrics, TextScore
+from pipeline.reporting.formats.text import TEXT_METRIC_NAMES, TextEvaluation, TextMetrics, TextScore
 from pipeline.reporting.formats.training import TrainLog
 from pipeline.reporting.page import environment
 from pipeline.reporting.pictures import Picture
@@ -21,19 +21,6 @@ from pipeline.variants import NAMES
 if TYPE_CHECKING:
     import pandas as pd
 
-METRIC_NAMES = {
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "perplexity": "perplexity of the reference",
-    "invalid_output_rate": "invalid answers",
-    "length_ratio": "length ratio",
-    "repetition": "repetition",
-}
 TRAINING_METRICS = {"token_accuracy": "token accuracy", "exact_match": "exact match"}
 
 
@@ -80,8 +67,8 @@ def text_card_context(inputs: TextCardInputs) -> dict[str, Any]:
         **common_context(inputs, metrics.task),
         "metrics": metrics,
         "level": f"{metrics.confidence_level:.0%}",
-        "row_metric_name": METRIC_NAMES[metrics.metric],
-        "metric_names": METRIC_NAMES,
+        "row_metric_name": TEXT_METRIC_NAMES[metrics.metric],
+        "metric_names": TEXT_METRIC_NAMES,
         "variants": variants,
         "gain": metrics.comparisons["tuned_minus_hard_prompt"],
         "comparisons": [(name.removeprefix("tuned_minus_").replace("_", " "), found) for name, found in metrics.comparisons.items()],
@@ -106,7 +93,7 @@ def worth_of_text(inputs: TextCardInputs) -> Worth:
     """Whether prompt tuning pays, by the metric of the task; free text has no LoRA to compare with."""
     metric = inputs.metrics.metric
     gains = {name.removeprefix("tuned_minus_"): found[metric] for name, found in inputs.metrics.comparisons.items()}
-    return worth_of(METRIC_NAMES[metric], gains, {}, without_lora="A LoRA is not trained for answers in free text")
+    return worth_of(TEXT_METRIC_NAMES[metric], gains, {}, without_lora="A LoRA is not trained for answers in free text")
 
 
 def written_examples(predictions: "pd.DataFrame", metric: str, count: int, seed: int) -> list[WrittenExample]:

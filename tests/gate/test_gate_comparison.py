@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.evaluation.comparison import compare_with_champion
 from pipeline.evaluation.predictions import Predictions, Scored
+from pipeline.evaluation.text_comparison import compare_written_with_champion
+from pipeline.evaluation.written_rows import Written, WrittenRows
 from pipeline.gates.checks import Check
 from pipeline.gates.comparison_checks import KEYS, champion_guards, comparison_checks
 from pipeline.params import CompareParams, Guard
@@ -128,6 +130,58 @@ def test_a_record_that_contradicts_itself_or_the_params_is_an_error(change: dict
     found = check(params(), {**record(params(), 40, 10), **change})
     assert found["verdict"] == "ERROR"
     assert said in found["sentence"]
+
+
+def texts(asked: CompareParams, ours: int, theirs: int, metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A comparison of 400 rows of free text, of which each alone answers some with the reference, and both the rest; and its metrics."""
+    targets = ["a red car"] * 400
+    answers = [list(targets), list(targets)]
+    answers[1][:ours] = ["a red bus"] * ours
+    answers[0][ours : ours + theirs] = ["a red bus"] * theirs
+    ones, ended = np.ones(400, dtype=np.int64), np.ones(400, dtype=bool)
+    first, second = (Written(said, ones, ended, None) for said in answers)
+    rows = WrittenRows([f"r{i:04}" for i in range(400)], ["text"] * 400, targets, ones, {"tuned": first})
+    figures = compare_written_with_champion(
+        rows, second, metric=metric, settings=asked, attempts=1, replicates=2000, confidence_level=0.95, seed=0
+    )
+    champion = {"version": 3, "manifest_sha256": "a", "base_model_id": "tiny"}
+    asked_for = {**asked.model_dump(mode="json"), "metric": metric}
+    record = {"asked": asked_for, "champion": champion, "comparable": True, "reason": None, **figures}
+    return record, {"n": 400, "kind": "generation", "metric": metric}
+
+
+@pytest.mark.parametrize("metric", ["token_f1", "exact_match"])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "superior", "non_inferior"),
+    [
+        (40, 10, "PASS", "PASS"),
+        (25, 20, "INCONCLUSIVE", None),
+        (0, 0, "FAIL", "PASS"),
+        (10, 40, "FAIL", "FAIL"),
+    ],
+)
+def test_free_text_is_judged_by_its_own_metric(metric: str, ours: int, theirs: int, superior: str, non_inferior: str | None) -> None:
+    for mode, verdict in (("superior", superior), ("non_inferior", non_inferior)):
+        asked = params(mode=mode)
+        (found,) = comparison_checks(asked, *texts(asked, ours, theirs, metric))
+        assert verdict in (None, found["verdict"]), found["sentence"]
+        assert found["name"] == f"{metric} minus champion"
+
+
+def test_no_key_of_a_free_text_record_can_be_removed_or_broken_and_still_pass() -> None:
+    whole, metrics = texts(params(), 40, 10, "exact_match")
+    assert comparison_checks(params(), whole, metrics)[0]["verdict"] == "PASS"
+    for key in whole:
+        (found,) = comparison_checks(params(), {name: value for name, value in whole.items() if name != key}, metrics)
+        assert found["verdict"] in ("ERROR", "MISSING"), key
+    for outer in ("difference", "better"):
+        for inner in ("value", "low", "high", "n") if outer == "difference" else ("candidate", "champion", "equal"):
+            altered = copy.deepcopy(whole)
+            altered[outer][inner] = -7
+            (found,) = comparison_checks(params(), altered, metrics)
+            assert found["verdict"] in ("ERROR", "MISSING"), (outer, inner)
+    (found,) = comparison_checks(params(), whole, {**metrics, "metric": "token_f1"})
+    assert found["verdict"] == "ERROR", "a comparison by another metric"
 
 
 def test_metrics_of_other_rows_are_an_error() -> None:

@@ -156,6 +156,7 @@ def comparison(wins: int, losses: int) -> Records:
         "difference": difference,
         "p_value": None,
         "paired": vars(counts),
+        "better": None,
         "guarded": {"confidence_level": 0.95, "accuracy": dict(difference), "macro_f1": dict(difference)},
         "examples": {},
         "method": "",

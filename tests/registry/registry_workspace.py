@@ -137,7 +137,7 @@ def write_comparison(layout: Layout) -> None:
     write_json(layout.path("attempts"), {"task": TASK, "champion": None, "test_sha256": f"{0:064}", "registered": []})
     write_json(layout.path("champion_report"), {"task": TASK, **champion, "base_model_id": None, "comparable": False, "rows": 0})
     asked = load_task(PARAMS_YAML, TASK).compare.model_dump(mode="json")
-    names = ("n", "attempts", "level", "confidence_level", "metrics", "difference", "p_value", "paired", "guarded", "examples")
+    names = ("n", "attempts", "level", "confidence_level", "metrics", "difference", "p_value", "paired", "better", "guarded", "examples")
     record = {"task": TASK, "asked": asked, "champion": None, "comparable": False, "reason": "no champion yet"}
     write_json(layout.path("comparison"), {**record, **dict.fromkeys(names), "method": "none"})
 

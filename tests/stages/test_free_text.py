@@ -18,9 +18,12 @@ from pipeline.layout import STAGES, Layout
 from pipeline.manifest import verify_bundle
 from pipeline.params import load_task
 from pipeline.records import read_json, read_jsonl, read_parquet
+from pipeline.registry import promotion
 from pipeline.registry.pyfunc import TextPromptModel
-from pipeline.registry.tracking import metric_figures
+from pipeline.registry.tracking import comparison_figures, metric_figures
+from pipeline.stages.score_champion import why_not
 from tests.stages.conftest import TASK
+from tests.stages.test_champion import AFTER_REFERENCE, change, register, run
 
 ANSWERS = ("gate four", "gate six", "desk one")
 
@@ -40,7 +43,10 @@ def make_free_text(root: Path) -> None:
         "minimum_test_rows": 100,
         "value_thresholds": [{"metric": "token_f1", "minimum": 0.2}, {"metric": "chrf", "minimum": 0.1}],
         "change_thresholds": [{"metric": "token_f1", "baseline": "hard_prompt", "minimum_gain": 0.1}],
-        "guards": [{"metric": "bleu", "baseline": "commonest_target", "maximum_loss": 0.1}],
+        "guards": [
+            {"metric": "bleu", "baseline": "commonest_target", "maximum_loss": 0.1},
+            {"metric": "chrf", "baseline": "champion", "maximum_loss": 0.9},
+        ],
         "cost": {"maximum_added_tokens": 100.0},
         "degeneracy": {"maximum_prediction_share": 0.9, "maximum_invalid_share": 0.5},
     }
@@ -71,11 +77,55 @@ def test_every_stage_serves_answers_in_text(workspace: Path) -> None:
     gate = read_json(layout.path("gate"))
     assert [check["name"] for check in gate["checks"]] == [
         "test_rows", "token_f1", "chrf", "token_f1 minus hard_prompt", "bleu not below commonest_target", "degeneracy", "invalid_output_rate",
-        "added tokens per row", "answers minus champion",
+        "added tokens per row", "token_f1 minus champion", "chrf not below champion",
         "leakage",
     ]  # fmt: skip
     assert {check["verdict"] for check in gate["checks"]} <= {"PASS", "FAIL", "INCONCLUSIVE", "DEGENERATE"}
     assert read_json(layout.path("fairness"))["attributes"] == {}
+
+
+def test_a_later_version_is_compared_with_the_champion_by_its_own_answers(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_free_text(workspace)
+    layout = Layout(workspace, TASK)
+    first = run(workspace, [stage.name for stage in STAGES])
+    assert (first["champion"], first["reason"], first["asked"]["metric"]) == (None, "no champion yet", "token_f1")
+    before = read_parquet(layout.path("predictions")).query("variant == 'tuned'").reset_index(drop=True)
+    assert register(workspace, 1) == 1
+    promotion.connect(root=workspace).client.set_registered_model_alias(TASK, "champion", "1")
+
+    change(workspace, "tune", maximum_steps=40, evaluate_every=20, learning_rate=0.3)
+    change(workspace, "prompt", generation={"maximum_new_tokens": 4})  # the champion still writes as its own bundle says
+    found = run(workspace, AFTER_REFERENCE)
+    champion = read_parquet(layout.path("champion_predictions"))
+    assert champion["prediction"].tolist() == before["prediction"].tolist()
+    tuned = read_parquet(layout.path("predictions")).query("variant == 'tuned'").reset_index(drop=True)
+    scores = [row_scores(rows["prediction"].tolist(), rows["target"].tolist())["token_f1"] for rows in (tuned, champion)]
+    assert (found["comparable"], found["n"], found["champion"]["version"]) == (True, len(tuned), 1)
+    assert found["difference"]["value"] == pytest.approx(scores[0].mean() - scores[1].mean())
+    assert found["better"]["candidate"] == (scores[0] > scores[1]).sum()
+    # So small a model writes no word of the references, but its two prompts do not write the same.
+    assert tuned["prediction"].tolist() != champion["prediction"].tolist()
+    assert found["guarded"]["chrf"]["value"] != 0
+    gate = {check["name"]: check for check in read_json(layout.path("gate"))["checks"]}
+    assert gate["token_f1 minus champion"]["value"] == pytest.approx(found["difference"]["value"])
+    assert gate["token_f1 minus champion"]["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
+    assert gate["chrf not below champion"]["value"] == pytest.approx(found["guarded"]["chrf"]["value"])
+    page = layout.path("card").read_text(encoding="utf-8")
+    assert "Answered better by" in page
+    figures = comparison_figures(found)
+    assert figures["tuned_minus_champion/token_f1"] == found["difference"]["value"]
+    assert figures["champion/better_candidate"] == found["better"]["candidate"]
+
+
+def test_a_champion_of_labels_is_not_compared_with_free_text(workspace: Path) -> None:
+    params = load_task(workspace / "params.yaml", TASK)
+    make_free_text(workspace)
+    text = load_task(workspace / "params.yaml", TASK)
+    manifest = {"labels": ["bad", "good"], "fields": ["text"]}
+    assert why_not(manifest, text) == "it answers labels, the task now asks for free text"
+    assert why_not({**manifest, "labels": [], "kind": "generation"}, text) is None
+    assert why_not({**manifest, "labels": [], "kind": "generation"}, params) == "it answers free text, the task now asks for labels"
 
 
 def check_scores(layout: Layout, predictions: pd.DataFrame) -> None:
@@ -161,9 +211,9 @@ def check_bundle(layout: Layout, predictions: pd.DataFrame, test: pd.DataFrame) 
         ),
         (
             "gate",
-            {"guards": [{"metric": "token_f1", "baseline": "champion", "maximum_loss": 0.1}]},
-            "gate.guards.0.baseline",
-            "answers in free text are not compared with the champion row by row; use hard_prompt or commonest_target",
+            {"guards": [{"metric": "accuracy", "baseline": "champion", "maximum_loss": 0.1}]},
+            "gate.guards.0.metric",
+            "choose one of ['exact_match'",
         ),
         (
             "gate",
@@ -223,7 +273,7 @@ def test_a_bundle_with_a_broken_generation_file_is_refused(workspace: Path) -> N
     path = Layout(workspace, TASK).path("bundle") / "generation.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     assert settings == {"maximum_new_tokens": 10, "separator": " ", "stop": ["\n"], "num_beams": 1, "length_penalty": 1.0}
-    for change in ({"stop": [""]}, {"num_beams": 0}, {"maximum_new_tokens": "ten"}):
-        path.write_text(json.dumps(settings | change), encoding="utf-8")
+    for broken in ({"stop": [""]}, {"num_beams": 0}, {"maximum_new_tokens": "ten"}):
+        path.write_text(json.dumps(settings | broken), encoding="utf-8")
         with pytest.raises(BundleError, match=r"generation\.json"):
             load_text_predictor(path.parent)

@@ -4,13 +4,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from pipeline.params import RowMetric
 from pipeline.reporting.formats.record import Estimate, Record
 
 
 class Asked(Record):
     """What was to be shown, as params.yaml says."""
 
-    metric: Literal["accuracy", "macro_f1"]
+    metric: Literal["accuracy", "macro_f1"] | RowMetric
     mode: Literal["superior", "non_inferior"]
     margin: float
     significance: float
@@ -40,8 +41,16 @@ class Paired(Record):
     both_wrong: int
 
 
+class Better(Record):
+    """Rows of free text by who answers them better, by the metric that was asked for."""
+
+    candidate: int
+    champion: int
+    equal: int
+
+
 class DiscordantRow(Record):
-    """A row that one of the two has right and the other wrong."""
+    """A row that one of the two has right and the other wrong, or that one answers better; `label` is the reference where text is written."""
 
     row_id: str
     text: str
@@ -51,7 +60,7 @@ class DiscordantRow(Record):
 
 
 class DiscordantRows(Record):
-    """Some of the discordant rows, by who has them right."""
+    """Some of the discordant rows, by who has them right or answers them better."""
 
     candidate_only: list[DiscordantRow]
     champion_only: list[DiscordantRow]
@@ -73,6 +82,7 @@ class ChampionComparison(Record):
     difference: Estimate | None
     p_value: float | None
     paired: Paired | None
+    better: Better | None = None
     examples: DiscordantRows | None
     method: str
 
@@ -81,8 +91,9 @@ class ChampionComparison(Record):
         """Either every figure of a comparison is there, or the reason why none is."""
         figures = {
             name: getattr(self, name)
-            for name in ("champion", "n", "attempts", "level", "confidence_level", "metrics", "difference", "paired", "examples")
+            for name in ("champion", "n", "attempts", "level", "confidence_level", "metrics", "difference", "examples")
         }
+        figures["paired"] = self.paired or self.better
         missing = [name for name, figure in figures.items() if figure is None]
         if self.comparable and missing:
             raise ValueError(f"the champion was compared with, but there is no {missing[0]}")

@@ -7,6 +7,20 @@ from pydantic import model_validator
 from pipeline.reporting.formats.record import Estimate, Record
 from pipeline.reporting.formats.training import Evaluated
 
+TEXT_METRIC_NAMES = {
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "perplexity": "perplexity of the reference",
+    "invalid_output_rate": "invalid answers",
+    "length_ratio": "length ratio",
+    "repetition": "repetition",
+}
+# Those with a comparison: the more, the better.
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf")
 
 

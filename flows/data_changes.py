@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.dvc_cache import check_not_handed_out_altered, versioned_source
+from flows.dvc_state import LOCK_FILE
 from flows.events import DATA_CHANGED, announce
 from flows.settings import state_folder
 from flows.stage_process import run_stage
 from flows.terminal import answer, say, table
-from flows.workspace import LOCK_FILE, check_checkout
+from flows.workspace import check_checkout
 from pipeline.data.comparison import RawTable, compare_tables
 from pipeline.errors import SourceError, StageInputError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, Layout, find_root, stage_named

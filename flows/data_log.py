@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 
 from flows.data_changes import changes_text, compare_versions
 from flows.dvc_cache import cache_folder, cached, cached_object
+from flows.dvc_state import LOCK_FILE
 from flows.terminal import answer, table
-from flows.workspace import LOCK_FILE, check_checkout
+from flows.workspace import check_checkout
 from pipeline.data.comparison import RawTable
 from pipeline.errors import StageInputError, WorkspaceError
 from pipeline.layout import FILES, STAGES, Layout, find_root

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.dvc_state import LOCK_FILE
 from flows.terminal import answer
-from flows.workspace import LOCK_FILE, check_checkout
+from flows.workspace import check_checkout
 from pipeline.errors import StageInputError, WorkspaceError
 from pipeline.layout import FILES, Layout, find_root
 from pipeline.params import FileSource, TaskParams

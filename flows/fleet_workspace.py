@@ -14,8 +14,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
+from flows.dvc_state import LOCK_FILE
 from flows.settings import state_folder
-from flows.workspace import LOCK_FILE, stage_address, write_lock
+from flows.workspace import stage_address, write_lock
 from pipeline.errors import WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES
 from pipeline.params import FileSource, TaskParams, load_task

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from flows.workspace import LOCK_FILE, changed_stages
+from flows.dvc_state import LOCK_FILE
+from flows.workspace import changed_stages
 from pipeline.errors import RegistryError
 from pipeline.layout import PARAMS_FILE
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from flows.dvc_state import LOCK_FILE
 from flows.terminal import say
-from flows.workspace import LOCK_FILE, changed_stages
+from flows.workspace import changed_stages
 from pipeline.errors import RegistryUnreachable, StageInputError
 from pipeline.layout import Layout
 from pipeline.records import read_json

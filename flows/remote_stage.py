@@ -17,11 +17,12 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling, Crashed
 
 from flows.dvc_remote import output_sha256, pull, push
+from flows.dvc_state import LOCK_FILE
 from flows.run_stage import answer_key
 from flows.stage_order import FLOW_NAME, StageAnswer, input_paths, make_order
 from flows.stage_process import StageRun
 from flows.terminal import duration, say
-from flows.workspace import LOCK_FILE, changed_stages, stage_address, write_lock
+from flows.workspace import changed_stages, stage_address, write_lock
 from pipeline.errors import StageFailed, WorkspaceError
 from pipeline.params import ExecutionParams
 from pipeline.registry.tracking import read_lock

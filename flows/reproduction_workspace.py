@@ -13,9 +13,10 @@ from typing import Any
 
 from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
 from flows.dvc_cache import DIRECTORY, cache_folder, cached_object, md5_file
+from flows.dvc_state import LOCK_FILE
 from flows.process_group import process_group
 from flows.settings import log_file
-from flows.workspace import LOCK_FILE, write_lock
+from flows.workspace import write_lock
 from pipeline.errors import WorkspaceError
 from pipeline.records import replacing_file
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.dvc_state import LOCK_FILE
 from flows.stage_process import Outcome
-from flows.workspace import LOCK_FILE, stage_address
+from flows.workspace import stage_address
 from pipeline.dvc_file import tracked_paths
 from pipeline.errors import StageFailed, WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES, Layout, stage_named

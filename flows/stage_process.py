@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Literal, cast
 
+from flows.dvc_state import mend
 from flows.process_group import process_group
 from flows.settings import log_file
+from flows.terminal import say
 from flows.workspace import LOCK_HELD, stage_address
 from pipeline.errors import StageFailed
 
@@ -56,6 +58,8 @@ def run_stage(*, root: Path, task: str, stage: str, screen: BinaryIO, force: boo
     """
     log = log_file(root, task, stage)
     started = time.monotonic()
+    for sentence in mend(root):
+        say(sentence)
     with _kept_log(log) as stream:
         arguments = ("--force", stage_address(stage, task)) if force else (stage_address(stage, task),)
         code, stdout, stderr = _run(root, arguments, stage_environment(screen.isatty()), screen, stream)

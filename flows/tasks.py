@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 
 from flows import metrics
+from flows.dvc_state import LOCK_FILE
 from flows.log_format import log_context
 from flows.process_group import process_group
 from flows.promotion_lock import shared_lock
@@ -25,7 +26,6 @@ from flows.settings import log_file
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
 from flows.terminal import duration, say, screen_of
-from flows.workspace import LOCK_FILE
 from pipeline.errors import RegistryError
 from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task

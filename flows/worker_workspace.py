@@ -11,9 +11,10 @@ from filelock import FileLock, Timeout
 
 from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
 from flows.dvc_remote import pull
+from flows.dvc_state import LOCK_FILE
 from flows.settings import state_folder
 from flows.stage_order import StageOrder
-from flows.workspace import LOCK_FILE, write_lock
+from flows.workspace import write_lock
 from pipeline.errors import WorkspaceError
 from pipeline.layout import PARAMS_FILE
 from pipeline.params_file import read_yaml

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from ruamel.yaml import YAML
 
+from flows.dvc_state import mend
+from flows.terminal import say
 from pipeline.combinations import load_runnable_task
 from pipeline.errors import WorkspaceError
 from pipeline.layout import PARAMS_FILE, STAGES
@@ -16,7 +18,6 @@ from pipeline.params import TaskParams
 from pipeline.records import replacing_file
 
 DVC_FILE = "dvc.yaml"
-LOCK_FILE = "dvc.lock"
 LOCK_HELD = ("Unable to acquire lock", "is busy, it is being blocked by")  # DVC's words, held to the pinned version by a test
 
 
@@ -43,6 +44,8 @@ def stage_address(stage: str, task: str) -> str:
 
 def changed_stages(root: Path, task: str, stages: Sequence[str] = tuple(stage.name for stage in STAGES)) -> list[str]:
     """The stages of `stages` that DVC would run again, in pipeline order; raises WorkspaceError when DVC cannot say."""
+    for sentence in mend(root):
+        say(sentence)
     addresses = [stage_address(stage, task) for stage in stages]
     command = [sys.executable, "-m", "dvc", "status", "--json", *addresses]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)

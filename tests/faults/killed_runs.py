@@ -23,11 +23,11 @@ from typing import Any
 import psutil
 import torch
 
+from flows.dvc_state import LOCK_FILE
 from flows.flow_runs import FOLDER as NOTES_FOLDER
 from flows.flow_runs import TAG_PREFIX
 from flows.services import prefect_service, running
 from flows.settings import reach_loopback_directly, state_folder
-from flows.workspace import LOCK_FILE
 from pipeline.__main__ import run_stage
 from pipeline.layout import Layout
 from pipeline.manifest import verify_bundle

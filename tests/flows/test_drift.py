@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from flows import data_drift
+from flows.dvc_state import LOCK_FILE
 from flows.reference import reference_is_stale
 from flows.stage_process import run_stage
-from flows.workspace import LOCK_FILE, changed_stages
+from flows.workspace import changed_stages
 from pipeline.errors import DataDrifted, RegistryError, SourceError
 from pipeline.layout import STAGES, Layout
 from pipeline.params import load_task

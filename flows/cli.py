@@ -84,6 +84,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = known.parse_args(arguments)
     if options.command == "predict" and options.out and not options.file:
         known.error("--out needs --file: answers to --text are printed")
+    if options.command == "predict" and options.engine == "ray" and not options.file:
+        known.error("--engine ray needs --file: a few texts are answered faster here")
+    if options.command == "predict" and options.actors and options.engine != "ray":
+        known.error("--actors needs --engine ray")
     task = getattr(options, "task", None)
     if task is not None and not TASK_NAME.fullmatch(task.partition("@")[0]):
         known.error(f"argument TASK: {task!r} is no task: {TASK_NAME_RULE}")
@@ -155,15 +159,22 @@ def _add_predict(add: Any) -> None:
         'promptmill predict tweet_sentiment --text "Thank you for the upgrade!"',
         'promptmill predict tweet_sentiment --text "Late again" --text "Great crew" --format json',
         "promptmill predict tweet_sentiment --file in.csv --out out.csv --version challenger",
-        epilog="A CSV file is UTF-8, with one column per field of the template; its other columns are kept.",
+        "promptmill predict tweet_sentiment --file in.parquet --out out.parquet --engine ray --actors 8",
+        epilog="A file has one column per field of the template; its other columns are kept. It is Parquet when its name ends in .parquet, else CSV in"
+        " UTF-8. With --out it is answered batch by batch and may be larger than memory.",
     )  # fmt: skip
     command.add_argument("task", metavar="TASK")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", action="append", metavar="TEXT", help="a text to label; may be given several times")
-    source.add_argument("--file", type=Path, metavar="IN.CSV", help="a CSV file to label")
-    command.add_argument("--out", type=Path, metavar="OUT.CSV", help="with --file: write its rows with `label` and `p.<label>` here")
+    source.add_argument("--file", type=Path, metavar="FILE", help="a CSV or Parquet file to label")
+    command.add_argument("--out", type=Path, metavar="FILE", help="with --file: write its rows with `label` and `p.<label>` here")
     command.add_argument("--version", default="champion", metavar="N|ALIAS", help="a version number or alias (default: champion)")
     command.add_argument("--format", choices=("table", "json"), default="table", help="how to print the answers (default: table)")
+    command.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="with --file: `ray` answers on the Ray cluster of RAY_ADDRESS, or on one of its own for as long as it takes (default: local)",
+    )  # fmt: skip
+    command.add_argument("--actors", type=_at_least_one, metavar="N", help="with --engine ray: how many load the prompt (default: 2)")
 
 
 def _add_registry_commands(add: Any) -> None:
@@ -212,6 +223,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return seconds
+
+
+def _at_least_one(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return count
 
 
 def _fail(message: str, exit_code: int, verbose: bool) -> int:

@@ -68,7 +68,7 @@ def compare(options: Namespace) -> int:
 
 
 def _rows(path: Path | None) -> tuple[list[str], list[dict[str, str]]]:
-    from flows.predict import read_csv
+    from pipeline.row_files import read_csv
 
     return read_csv(path) if path else ([], [])
 

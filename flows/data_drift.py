@@ -88,8 +88,8 @@ def _profile_of_file(path: Path, params: "TaskParams") -> "Profile":
     """The profile of the rows of a CSV file; raises SourceError naming the file, the column or the row."""
     import pyarrow as pa
 
-    from flows.predict import read_csv
     from pipeline.records import sha256_json
+    from pipeline.row_files import read_csv
     from pipeline.stages.profile import profile_rows
 
     columns, rows = read_csv(path)

@@ -31,8 +31,9 @@ def add_commands(add: Any) -> None:
 def evaluate(options: Namespace) -> int:
     """Print the version's metrics on the file, each with its interval and rows."""
     from flows.commands import workspace
-    from flows.predict import check_destination, read_csv
+    from flows.predict import check_destination
     from flows.version_answers import LABEL, ask, check_labelled, fetched
+    from pipeline.row_files import read_csv
 
     columns, rows = read_csv(options.data)  # before the slow part, so that a bad file is told at once
     if options.out:
@@ -51,12 +52,18 @@ def evaluate(options: Namespace) -> int:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence["Row"], version: "StoredVersion", probabilities: "NDArray[Any]") -> None:
-    from flows.predict import label_rows, write_csv
-    from flows.version_answers import PREDICTION
+    import pyarrow as pa
 
-    answers = [{PREDICTION: found.pop("label"), **found} for found in label_rows(version.labels, probabilities)]
-    kept = [name for name in columns if name not in answers[0]]
-    write_csv(path, [*kept, *answers[0]], [{**row, **found} for row, found in zip(rows, answers, strict=True)])
+    from flows.version_answers import PREDICTION
+    from pipeline.answering import label_answers
+    from pipeline.row_files import write_rows
+
+    answers = label_answers(version.labels, probabilities)
+    answers = answers.rename_columns([PREDICTION, *answers.schema.names[1:]])
+    kept = [name for name in columns if name not in answers.schema.names]
+    batch = pa.RecordBatch.from_pydict({name: [row[name] for row in rows] for name in kept})
+    with write_rows(path, batch.schema, answers.schema) as write:
+        write(batch, answers)
     say(f"{len(rows)} rows answered by {version.name}: {path}")
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from flows.predict import bundle_fields_and_labels
 from pipeline.errors import SourceError
 from pipeline.layout import TASK_NAME, TASK_NAME_RULE
 from pipeline.records import read_json
@@ -48,6 +47,7 @@ def fetched(root: Path, *selectors: str) -> Generator[list[StoredVersion]]:
 
     Raises RegistryError for an unknown one, BundleError for one that was altered, SourceError for one that answers free text.
     """
+    from pipeline.answering import bundle_fields_and_labels
     from pipeline.registry import registry
 
     with TemporaryDirectory() as folder:

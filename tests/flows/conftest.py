@@ -34,6 +34,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for answers in free text of up to three tokens."""
+    from tests.flows.tiny_bundle import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("bundle"), labels=())
+
+
+@pytest.fixture(scope="session")
 def made_data_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of `data_workspace` in which both stages have run once, committed to git."""
     root = make_data_checkout(tmp_path_factory.mktemp("made") / "checkout")

@@ -1,62 +1,36 @@
-import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from flows.predict import as_json, check_destination, check_rows, label_objects, label_rows, read_csv, rows_of_texts, write_csv
-from pipeline.errors import SourceError
+from flows.predict import answer_file, answer_object, as_json, check_destination, rows_of_texts
+from pipeline.answering import answer_batch, answers_here, check_columns, label_answers
+from pipeline.errors import SourceError, TemplateError
+from pipeline.row_files import open_rows, read_csv
+from tests.registry.registry_workspace import LABELS as SENTIMENTS
+from tests.registry.registry_workspace import TASK
 
 LABELS = ["no", "yes"]
 PROBABILITIES = np.array([[0.25, 0.75], [0.9, 0.1]], dtype=np.float32)
 
 
-def file_of(folder: Path, content: bytes) -> Path:
-    path = folder / "in.csv"
-    path.write_bytes(content)
-    return path
-
-
-def test_quotes_line_breaks_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
-    path = file_of(tmp_path, '\ufeffid,text\r\n1,"a, ""b""\nc"\r\n2,ü\r\n'.encode())
-    assert read_csv(path) == (["id", "text"], [{"id": "1", "text": 'a, "b"\nc'}, {"id": "2", "text": "ü"}])
-
-
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("columns", "labels", "complaint"),
     [
-        (b"", r"holds 0 line\(s\)"),
-        (b"text\n", r"holds 1 line\(s\)"),
-        (b"text\ncaf\xe9\n", "not UTF-8 at byte 8"),
-        (b"a,text\n1,b\n2\n", "row 2 has 1 cells, the header has 2"),
-        (b"a,text\n1,b,c\n", "row 1 has 3 cells, the header has 2"),
-        (b"text,text\na,b\n", r"\['text'\] more than once"),
-        (b'text\n"open\n', "not a CSV file"),
+        (["id"], LABELS, r"lacks the columns \['text'\]; it has \['id'\]"),
+        (["text", "label"], LABELS, r"already has the columns \['label'\]"),
+        (["text", "p.yes"], LABELS, r"already has the columns \['p\.yes'\]"),
+        (["text", "answer"], [], r"already has the columns \['answer'\]"),
     ],
 )
-def test_a_bad_file_is_named_with_the_place(tmp_path: Path, content: bytes, complaint: str) -> None:
-    with pytest.raises(SourceError, match=rf"in\.csv.*({complaint})"):
-        read_csv(file_of(tmp_path, content))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"nowhere\.csv cannot be read \(No such file"):
-        read_csv(tmp_path / "nowhere.csv")
-
-
-@pytest.mark.parametrize(
-    ("columns", "row", "complaint"),
-    [
-        (["id"], {"id": "1"}, r"lacks the columns \['text'\]; it has \['id'\]"),
-        (["text", "label"], {"text": "a", "label": "x"}, r"already has the columns \['label'\]"),
-        (["text", "p.yes"], {"text": "a", "p.yes": "x"}, r"already has the columns \['p\.yes'\]"),
-        (["text"], {"text": "  "}, "row 1, column 'text' is empty"),
-    ],
-)
-def test_rows_that_cannot_be_labelled_are_refused(columns: list[str], row: dict[str, str], complaint: str) -> None:
-    with pytest.raises(SourceError, match=complaint):
-        check_rows(Path("in.csv"), columns, [row], ["text"], LABELS)
+def test_columns_that_cannot_be_answered_are_refused(columns: list[str], labels: list[str], complaint: str) -> None:
+    with pytest.raises(SourceError, match=rf"^in\.csv {complaint}"):
+        check_columns(Path("in.csv"), columns, ["text"], labels)
+    check_columns(Path("in.csv"), ["text", "label"], ["text"], [])
 
 
 def test_texts_fill_the_only_field() -> None:
@@ -68,26 +42,13 @@ def test_texts_fill_the_only_field() -> None:
 
 
 def test_the_likeliest_label_and_all_probabilities_are_given() -> None:
-    assert label_rows(LABELS, PROBABILITIES) == [
-        {"label": "yes", "p.no": "0.250000", "p.yes": "0.750000"},
-        {"label": "no", "p.no": "0.900000", "p.yes": "0.100000"},
-    ]
-    found = json.loads(as_json("t", 3, label_objects([{"text": "a"}, {"text": "b"}], LABELS, PROBABILITIES)))
+    rows = label_answers(LABELS, PROBABILITIES).to_pylist()
+    assert rows[0] == {"label": "yes", "p.no": 0.25, "p.yes": 0.75}
+    assert (rows[1]["label"], rows[1]["p.no"]) == ("no", float(np.float32(0.9)))
+    found = json.loads(as_json("t", 3, [{"text": "a", **answer_object(LABELS, rows[0])}]))
     assert (found["task"], found["version"]) == ("t", 3)
     assert found["predictions"][0] == {"text": "a", "label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}
-
-
-def test_a_written_file_is_whole_and_read_again_the_same(tmp_path: Path) -> None:
-    rows = [{"id": "1", "text": 'a, "b"\nc', "label": "yes"}, {"id": "2", "text": "ü", "label": "no"}]
-    path = tmp_path / "out.csv"
-    write_csv(path, ["id", "text", "label"], rows)
-    with path.open(encoding="utf-8", newline="") as stream:
-        assert list(csv.DictReader(stream)) == rows
-    path.write_text("before", encoding="utf-8")
-    with pytest.raises(ValueError, match="not in fieldnames"):
-        write_csv(path, ["id"], [{"id": "1"}, {"other": "2"}])
-    assert path.read_text(encoding="utf-8") == "before"
-    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+    assert answer_object([], {"answer": "42"}) == {"answer": "42"}
 
 
 def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
@@ -98,9 +59,53 @@ def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
         check_destination(tmp_path / "a" / "b.csv")
 
 
-def test_a_column_that_a_written_answer_would_overwrite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"already has the columns \['answer'\]"):
-        check_rows(tmp_path / "rows.csv", ["text", "answer"], [{"text": "a", "answer": "b"}], ["text"], [])
-    assert check_rows(tmp_path / "rows.csv", ["text", "label"], [{"text": "a", "label": "b"}], ["text"], []) == [
-        {"text": "a", "label": "b"}
-    ]
+def texts(count: int) -> list[str]:
+    return [f"{'late again ' * (number % 7)}and my bag is lost at gate {number}" for number in range(count)]
+
+
+def test_answers_do_not_depend_on_the_rows_that_are_asked_together(tiny_bundle: Path, tiny_text_bundle: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": texts(75)}), tmp_path / "in.parquet", row_group_size=20)
+    for bundle in (tiny_bundle, tiny_text_bundle):
+        found: list[pa.Table] = []
+        with open_rows(tmp_path / "in.parquet") as rows:
+            for rows_at_once in (1, 10, 1_000):
+                with answers_here(rows, bundle, ["text"], rows_at_once=rows_at_once) as pairs:
+                    found.append(pa.Table.from_batches([answers for _, answers in pairs]))
+        assert found[0].column(0).to_pylist() == found[1].column(0).to_pylist() == found[2].column(0).to_pylist()
+        assert len(set(found[0].column(0).to_pylist())) > (1 if bundle == tiny_text_bundle else 0)
+        for name in found[0].column_names[1:]:
+            np.testing.assert_allclose(found[0][name], found[2][name], atol=1e-6)
+            np.testing.assert_allclose(found[1][name], found[2][name], atol=1e-6)
+
+
+def test_csv_and_parquet_give_the_same_answers(tiny_bundle: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(30), "text": texts(30)}), tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text("".join(["id,text\n", *(f"{n},{text}\n" for n, text in enumerate(texts(30)))]), encoding="utf-8")
+    for name in ("in.csv", "in.parquet"):
+        with open_rows(tmp_path / name) as rows:
+            options = Namespace(task=TASK, engine="local", out=tmp_path / f"{name}.csv")
+            answer_file(options, rows, 1, tiny_bundle, ["text"], SENTIMENTS)
+    columns, rows_there = read_csv(tmp_path / "in.csv.csv")
+    assert columns == ["id", "text", "label", *(f"p.{label}" for label in SENTIMENTS)]
+    assert [(row["id"], row["text"]) for row in rows_there] == [(str(n), text) for n, text in enumerate(texts(30))]
+    assert (tmp_path / "in.csv.csv").read_bytes() == (tmp_path / "in.parquet.csv").read_bytes()
+
+
+def test_a_bad_row_is_told_before_the_bundle_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\nlate\n \n", encoding="utf-8")
+    options = Namespace(task=TASK, engine="local", out=tmp_path / "out.csv")
+    with open_rows(tmp_path / "in.csv") as rows, pytest.raises(SourceError, match=r"in\.csv, row 2, column 'text' is empty"):
+        answer_file(options, rows, 1, tmp_path / "no bundle", ["text"], SENTIMENTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_what_the_engine_says_of_a_row_is_told_with_the_rows_of_the_file(tmp_path: Path) -> None:
+    def refuse(_rows: object) -> pa.RecordBatch:
+        raise TemplateError("Prompt 2 needs 900 tokens.")
+
+    (tmp_path / "in.csv").write_text("text\nlate\nagain\n", encoding="utf-8")
+    with (
+        open_rows(tmp_path / "in.csv") as rows,
+        pytest.raises(TemplateError, match=r"in\.csv, rows 11 to 12, of which 11 counts as 1: Prompt 2"),
+    ):
+        answer_batch(refuse, rows, next(rows.batches()), ["text"], 11)

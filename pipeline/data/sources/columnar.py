@@ -21,14 +21,20 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 def read_parquet_file(stream: BinaryIO, *, wanted: Sequence[str], where: str, caps: Caps) -> Blocks:
     """Yield the wanted columns of all rows; raises SourceError where the file is broken or lacks a column."""
     with readable(where, "Parquet file"):
-        schema = pq.read_schema(stream)
-        _check_names(schema, wanted, where)
-        texts = [name for name in wanted if _is_text(schema.field(name).type)]
-        stream.seek(0)
-        options: dict[str, Any] = {"page_checksum_verification": True, "buffer_size": _BUFFER_BYTES}
-        with pq.ParquetFile(stream, **options) as file, pq.ParquetFile(stream, read_dictionary=texts, **options) as repeated:
-            _check_unpacked_size(file.metadata, caps, where)
-            yield from batch_blocks(_parquet_batches(file, repeated, list(dict.fromkeys(wanted))), wanted, where, caps)
+        metadata = pq.read_metadata(stream)
+        _check_names(metadata.schema.to_arrow_schema(), wanted, where)
+        _check_unpacked_size(metadata, caps, where)
+        yield from batch_blocks(stored_batches(stream, list(dict.fromkeys(wanted))), wanted, where, caps)
+
+
+def stored_batches(stream: BinaryIO, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """These columns of all rows of a Parquet file, as they are stored; pyarrow's errors are left to the reader."""
+    schema = pq.read_schema(stream)
+    texts = [name for name in names if is_text(schema.field(name).type)]
+    stream.seek(0)
+    options: dict[str, Any] = {"page_checksum_verification": True, "buffer_size": _BUFFER_BYTES}
+    with pq.ParquetFile(stream, **options) as file, pq.ParquetFile(stream, read_dictionary=texts, **options) as repeated:
+        yield from _parquet_batches(file, repeated, names)
 
 
 def _parquet_batches(file: Any, repeated: Any, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -73,7 +79,7 @@ def as_block(columns: Sequence[Any], wanted: Sequence[str], first_row: int, wher
     block: Block = []
     for name, column in zip(wanted, columns, strict=True):
         values = column.to_pylist()
-        if not _is_text(column.type):
+        if not is_text(column.type):
             values = [as_text(value, f"{where}, data row {row}, column {name!r}") for row, value in enumerate(values, first_row)]
         caps.add_bytes(sum(len(value) for value in values if value), where)
         block.append(values)
@@ -84,7 +90,7 @@ def _cuts(columns: Sequence[Any], rows: int, first_row: int, wanted: Sequence[st
     """(start, length) of slices whose texts fit into a block even when every row has the longest one."""
     longest = 0
     for name, column in zip(wanted, columns, strict=True):
-        if _is_text(column.type) and rows:
+        if is_text(column.type) and rows:
             widest = _longest(column.dictionary if isinstance(column, pa.DictionaryArray) else column)
             if widest > 4 * MAXIMUM_CELL_CHARACTERS:  # UTF-8 takes up to 4 bytes for a character
                 raise SourceError(
@@ -98,14 +104,15 @@ def _cuts(columns: Sequence[Any], rows: int, first_row: int, wanted: Sequence[st
 
 def _longest(texts: Any) -> int:
     """Bytes of the longest text, 0 where there is none."""
-    return pc.call_function("max", [pc.call_function("binary_length", [texts])]).as_py() or 0 if _is_text(texts.type) else 0
+    return pc.call_function("max", [pc.call_function("binary_length", [texts])]).as_py() or 0 if is_text(texts.type) else 0
 
 
 def _rows_at_once(longest: int) -> int:
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, longest)))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are text, each stored by itself or once for all of its rows."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(value) or pa.types.is_large_string(value)
 

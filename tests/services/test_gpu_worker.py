@@ -38,7 +38,7 @@ with get_client(sync_client=True) as client:
 RUN_DEPLOYED = """\
 import sys
 from prefect.deployments import run_deployment
-print(run_deployment(sys.argv[1], timeout=400, poll_interval=1).state.name)
+print(run_deployment(sys.argv[1], timeout=1500, poll_interval=1).state.name)
 """
 LOGS = """\
 from prefect.client.orchestration import get_client
@@ -47,12 +47,6 @@ with get_client(sync_client=True) as client:
     print([line.message for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)])
 """
 FLOW_POOL = "promptmill"
-UNFINISHED = """\
-import json
-from prefect.client.orchestration import get_client
-with get_client(sync_client=True) as client:
-    print(json.dumps([run.name for run in client.read_flow_runs() if run.name.startswith("tune-") and not run.state.is_final()]))
-"""
 FORGET = """\
 import boto3
 store = boto3.client("s3")
@@ -145,24 +139,17 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     assert f'promptmill_tune_examples_per_second{{task="{TASK}"}}' in figures["tune"]
 
 
-@pytest.mark.parametrize("who", ["the same", pytest.param("another", marks=pytest.mark.slow)])
-def test_a_stage_whose_machine_dies_goes_on_from_the_checkpoint_on_the_same_or_another(
-    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str], who: str
+def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
 ) -> None:
-    """The same machine says at its next start what it was killed in; of one that stays away only the heartbeats tell."""
-    run = site.flow(f"killed-{who}")
+    run = site.flow("killed")
     wait_for_a_checkpoint(site)
     kill_tree(workers["gpu"].pid)
     assert stage_processes(site.base / "gpu-box") == []
-    if who == "the same":
-        clone = site.base / "gpu-box"
-        shutil.rmtree(clone / ".promptmill" / "workspaces")  # only the remote has the checkpoint
-    else:
-        clone = site.clone("gpu-box-2")
-    site.worker("gpu", clone)
+    shutil.rmtree(site.base / "gpu-box" / ".promptmill" / "workspaces")  # only the remote has the checkpoint
+    site.worker("gpu", site.base / "gpu-box")
     assert run.wait() == 0, site.logs()
-    assert "It is handed out again." in site.log(f"killed-{who}")
-    assert f"running on {clone.name} of the work pool gpu" in site.log(f"killed-{who}")
+    assert "It is handed out again." in site.log("killed")
     assert results(site) == reference
     assert "fetched the checkpoint" in python(site, LOGS)
 
@@ -175,30 +162,22 @@ def test_a_server_that_is_restarted_is_waited_for(
     run = site.flow("restarted")
     wait_for_a_checkpoint(site)
     os.kill(int(read_json(site.base / ".promptmill/services/prefect.pid.json")["pid"]), signal.SIGKILL)
-    up = promptmill("services", "up", "--without", "worker", folder=site.base)
+    up = promptmill("services", "up", folder=site.base)
     assert up.returncode == 0, up.stderr
     assert run.wait() == 0, site.logs()
     assert results(site) == reference
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["stage", "flow", "Ctrl-C"])
+@pytest.mark.parametrize("which", ["stage", "flow"])
 def test_a_cancelled_run_ends_everything(site: Site, workers: dict[str, subprocess.Popen[bytes]], which: str) -> None:
-    """Somebody cancels the stage's run on the server, or the flow's; or ends the flow where it was started."""
+    """Somebody cancels the stage's run on the server, or the flow's."""
     assert len(workers) == 2
     run = site.flow(f"cancelled-{which}")
     wait_for_a_checkpoint(site)
-    if which == "Ctrl-C":
-        run.send_signal(signal.SIGINT)
-    else:
-        assert python(site, CANCEL, which).strip()
+    assert python(site, CANCEL, which).strip()
     asked = time.monotonic()
     wait_for(lambda: not stage_processes(site.base), "the end of the stage's processes", site)
-    sys.stderr.write(f"{which}: the stage's processes were gone after {time.monotonic() - asked:.1f} s\n")
+    sys.stderr.write(f"{which} cancelled: its processes were gone after {time.monotonic() - asked:.1f} s\n")
     assert run.wait() != 0
-    assert which == "Ctrl-C" or "cancelled" in site.log(f"cancelled-{which}")
-    wait_for(lambda: not unfinished(site), "a final state of the stage's run", site)
-
-
-def unfinished(site: Site) -> list[str]:
-    return json.loads(python(site, UNFINISHED))
+    assert "cancelled" in site.log(f"cancelled-{which}")

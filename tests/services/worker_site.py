@@ -19,7 +19,7 @@ from tests.faults.tiny_checkout import MODEL, change, commit, git, make_checkout
 from tests.stages.conftest import TASK
 
 POOLS = {"tune": "gpu", "score": "scoring"}
-WAIT_SECONDS = 240.0
+WAIT_SECONDS = 900.0
 
 # The flow of the CPU side, for the two stages that travel.
 DRIVER = """\
@@ -53,7 +53,7 @@ class Site:
     def make_checkout(self, repo_root: Path, *, execution: Mapping[str, Any], **tune: Any) -> None:
         """The flow's checkout with all stages run in it, committed, with a DVC remote."""
         make_checkout(repo_root, self.checkout, **tune)
-        change(self.checkout, lambda sections: sections.update(execution={**POOLS, "start_seconds": 120.0, **execution}))
+        change(self.checkout, lambda sections: sections.update(execution={**POOLS, "start_seconds": WAIT_SECONDS, **execution}))
         self.dvc("remote", "add", "--default", "shared", self.remote)
         commit(self.checkout, "the remote, and where stages run")
         run_stages(self.checkout)

@@ -206,7 +206,19 @@ def check_settings(infra: Path) -> list[str]:
             bare = name.removesuffix("_FILE").removesuffix("_")
             if bare not in known and not name.startswith(PREFECT_EXTENSION) and not _is_ours(bare, infra):
                 problems.append(f"{file.name}: neither Prefect nor MLflow has a setting {bare}")
+    for file in infra.glob("helm/mlflow.yaml"):
+        problems += _unknown_server_options(file)
     return problems + ([] if seen else ["no setting of Prefect or MLflow was found"])
+
+
+def _unknown_server_options(file: Path) -> list[str]:
+    """MLflow's chart turns these values into options of `mlflow server`, whatever they are."""
+    from mlflow.cli import server
+
+    known = {option for parameter in server.params for option in parameter.opts}
+    found = _yaml(file)["server"]
+    options = [f"--{name.replace('_', '-')}" for name in (*found["value_options"], *found["flag_options"])]
+    return [f"{file.name}: mlflow server has no option {option}" for option in options if option not in known]
 
 
 def _is_ours(name: str, infra: Path) -> bool:

@@ -40,10 +40,11 @@ BROKEN = [
     ]),
     ("helm", [
         ("helm/prefect-server.yaml", "prefectTag: 3.8.8-python3.11", "prefectTag: 3-latest", "prefectTag is 3-latest, not a version"),
-        ("helm/mlflow.yaml", "    driver: psycopg2", "    password: guessed", "postgres.password holds a secret"),
+        ("helm/mlflow.yaml", "    app_name: basic-auth", "    password: guessed", "value_options.password holds a secret"),
     ]),
     ("settings", [
         ("compose/compose.yaml", "PREFECT_SERVER_DATABASE_NAME", "PREFECT_SERVER_DATABASE_NAMES", "has a setting PREFECT_SERVER_DATABASE_NAMES"),
+        ("helm/mlflow.yaml", "    app_name: basic-auth", "    app_names: basic-auth", "mlflow server has no option --app-names"),
         ("compose/compose.yaml", "MLFLOW_SERVER_ALLOWED_HOSTS:", "MLFLOW_SERVER_ALLOWED_HOST:", "has a setting MLFLOW_SERVER_ALLOWED_HOST"),
     ]),
     ("monitoring", [

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from prefect import State
 
 from flows import cli
+from flows.handled import handled_version
 from flows.predict import LONGEST_CELL
+from flows.retrain import retrain
 from pipeline.layout import STAGES
 from pipeline.registry.registry import list_versions
 from tests.flows.data_workspace import commit
@@ -300,6 +303,20 @@ def test_without_mlflow_the_record_is_spooled_and_delivered_before_the_version_i
     assert "was already recorded" in done.stderr
     assert {v["version"]: v["aliases"] for v in versions(root)} == {2: ["challenger", "champion"], 1: []}
     assert versions(root)[0]["stage_key"] == folder.name
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_scheduled_run_with_nothing_to_do_ends_unchanged(changeable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = changeable
+    monkeypatch.chdir(root)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    state: State[Any] = retrain(TASK, str(root), unless_unchanged=True, return_state=True)
+    assert (state.is_completed(), state.name) == (True, "Unchanged"), state.message
+    assert state.result()["version"] == 1
+    assert [version["version"] for version in versions(root)] == [1]
+    (root / PREPARED / "noted").write_text("every stage depends on this folder", encoding="utf-8")
+    assert handled_version(root, TASK) is None
 
 
 @pytest.mark.slow

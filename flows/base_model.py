@@ -1,6 +1,9 @@
-"""Whether a tuned prompt's base model is still the one it was tuned on. DVC watches params.yaml, and not the files of a package or folder."""
+"""Whether a tuned prompt's base model is still the one it was tuned on, and naming another one in params.yaml.
 
-from collections.abc import Mapping
+DVC watches params.yaml, and not the files of a package or folder.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from pipeline.engine.model_files import weights_sha256
 from pipeline.errors import StageInputError
 from pipeline.layout import STAGES, Layout
 from pipeline.params import TaskParams
+from pipeline.params_file import read_yaml, replace_source_in
 from pipeline.records import read_json
 
 SECTION = "base_model"
@@ -35,3 +39,16 @@ def why_other(recorded: Mapping[str, Any], params: TaskParams, root: Path) -> st
     if found is not None and found != recorded.get("weights_sha256"):
         return f"the weights of {source['id']} have sha256 {found[:12]}, it was tuned on {str(recorded.get('weights_sha256'))[:12]}"
     return None
+
+
+def with_base_model(path: Path, source: Mapping[str, str], tasks: Sequence[str] | None = None) -> str:
+    """The text of params.yaml with this base model for `tasks`, or wherever one is named for all of them (None); every other line stays. Raises ParamsError."""
+    document: Any = read_yaml(path)
+    text = path.read_text(encoding="utf-8")
+    sections = [("tasks", task, SECTION) for task in tasks or ()]
+    if tasks is None:
+        named = [task for task, own in document["tasks"].items() if "source" in (own.get(SECTION) or {})]
+        sections = [("defaults", SECTION), *(("tasks", task, SECTION) for task in named)]
+    for section in sections:
+        text = replace_source_in(text, section, source)
+    return text

@@ -36,12 +36,14 @@ def outside_paths(source: Mapping[str, Any], tune: Mapping[str, Any]) -> list[st
 
 
 def link_outside(root: Path, folder: Path, paths: Sequence[str]) -> None:
-    """Let relative paths lead to the same files in the clone `folder` as in the checkout `root`, through links."""
+    """Let relative paths lead to the same files in the clone `folder` as in the checkout `root`, through links; what git put there stays."""
     for path in paths:
-        link = Path(os.path.normpath(folder / path))
+        link, target = Path(os.path.normpath(folder / path)), (root / path).resolve()
+        if link.is_symlink() and link.resolve() != target:
+            link.unlink()  # of an earlier run: the checkout has other files there now
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((root / path).resolve())
+            link.symlink_to(target)
 
 
 def git(folder: Path, *arguments: str, doing: str, error: type[WorkspaceError] = WorkspaceError) -> None:

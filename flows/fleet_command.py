@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = ("task", "outcome", "version", "verdict", "seconds")
+GAIN_COLUMNS = ("task", "outcome", "gate", "champion", "on the new base", "difference", "interval", "rows", "who")
 GAINED, LOST, NOT_DECIDED = "gained", "lost", "not decided"
 
 
@@ -21,11 +22,13 @@ def add_commands(add: Any) -> None:
     command.add_argument("--changed-only", action="store_true", help="leave tasks alone whose data, params and code did not change")
     _add_common(command)
     command = add(
-        "base-model", "base_model", "retune every task on another base model, each against its own champion",
-        "promptmill base-model upgrade --to hub:Qwen/Qwen2.5-0.5B@main", "promptmill base-model upgrade --to directory:models/new --at-once 2",
-        epilog="Names the base model in params.yaml, which is yours to commit or to take back (`git checkout params.yaml`): nothing that is not committed is promoted.",
+        "base-model", "base_model", "retune tasks on another base model, each against its own champion",
+        "promptmill base-model upgrade --to hub:Qwen/Qwen2.5-0.5B@main", "promptmill base-model upgrade tweet_sentiment --to directory:models/new --write",
+        epilog="The versions that are made stay challengers, and params.yaml stays as it is. With --write the base model is named in params.yaml first, which is yours to commit or "
+        "to take back (`git checkout params.yaml`), and the gate decides: what is not committed is promoted only where promotion.allow_uncommitted says so.",
     )  # fmt: skip
     command.add_argument("action", choices=("upgrade",))
+    command.add_argument("tasks", metavar="TASK", nargs="*", help="default: every task of params.yaml")
     command.add_argument(
         "--to",
         required=True,
@@ -33,6 +36,7 @@ def add_commands(add: Any) -> None:
         metavar="SOURCE",
         help="hub:ID@REVISION, directory:PATH, gguf:PATH or package_gguf:PACKAGE/PATH",
     )
+    command.add_argument("--write", action="store_true", help="name the base model in params.yaml, instead of trying it only")
     _add_common(command)
 
 
@@ -65,7 +69,7 @@ def retrain_all(options: Namespace) -> int:
     """Retrain the tasks and print how each ended."""
     from flows.terminal import answer, table
 
-    rows = _run(options, options.tasks or None, options.changed_only)
+    rows = _run(options, options.tasks or None, changed_only=options.changed_only)
     answer(
         json.dumps(rows, ensure_ascii=False, indent=2)
         if options.json
@@ -75,55 +79,46 @@ def retrain_all(options: Namespace) -> int:
 
 
 def base_model(options: Namespace) -> int:
-    """Name another base model in params.yaml, retune every task, and print who gained and who lost."""
-    from flows.terminal import answer, say, table
-    from pipeline.layout import PARAMS_FILE, find_root
-    from pipeline.params import load
-    from pipeline.records import replacing_file
+    """Retune the tasks on another base model, and print who gained and who lost."""
+    from flows.terminal import answer, table
 
-    path = find_root(Path.cwd()) / PARAMS_FILE
-    text = with_base_model(path, options.to)
-    with replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-        load(temporary)  # before anything is tuned on a name that params.yaml does not take
-    say(f"{path} names {options.to['id']} now. `git checkout {PARAMS_FILE}` takes that back; `git commit` keeps it.")
-    rows = _run(options, None, changed_only=False)
-    if options.json:
-        answer(json.dumps(rows, ensure_ascii=False, indent=2))
-    else:
-        answer(
-            table(
-                ("task", "outcome", "champion", "on the new base", "difference", "interval", "rows", "who"),
-                [gain_cells(row) for row in rows],
-            )
-        )
+    tasks = options.tasks or None
+    if options.write:
+        _write(options.to, tasks)
+    rows = _run(options, tasks, changed_only=False, base_model=None if options.write else options.to)
+    answer(json.dumps(rows, ensure_ascii=False, indent=2) if options.json else table(GAIN_COLUMNS, [gain_cells(row) for row in rows]))
     return _ended(rows)
 
 
-def with_base_model(path: Path, source: Mapping[str, str]) -> str:
-    """The text of params.yaml with this base model for every task, wherever one was named; raises ParamsError."""
-    from pipeline.params_file import read_yaml, replace_source_in
+def _write(source: Mapping[str, str], tasks: Sequence[str] | None) -> None:
+    from flows.base_model import with_base_model
+    from flows.terminal import say
+    from pipeline.layout import PARAMS_FILE, find_root
+    from pipeline.params import load_tasks
+    from pipeline.records import replacing_file
 
-    document: Any = read_yaml(path)
-    text = replace_source_in(path.read_text(encoding="utf-8"), ("defaults", "base_model"), source)
-    for task, sections in document["tasks"].items():
-        if "source" in (sections.get("base_model") or {}):
-            text = replace_source_in(text, ("tasks", task, "base_model"), source)
-    return text
+    path = find_root(Path.cwd()) / PARAMS_FILE
+    load_tasks(path, tasks)
+    text = with_base_model(path, source, tasks)
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        load_tasks(temporary)  # before anything is tuned on a name that params.yaml does not take
+    say(f"{path} names {source['id']} now. `git checkout {PARAMS_FILE}` takes that back; `git commit` keeps it.")
 
 
 def gain_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table of who gained: both metrics on the same test rows, their paired difference, and what it shows."""
+    """A row of the table of who gained: the gate's verdict, both metrics on the same test rows, their paired difference, and what it shows."""
     from flows.terminal import number
 
+    first = [row["task"], row["outcome"], row["verdict"] or "-"]
     comparison: Mapping[str, Any] = row["comparison"] or {}
     difference = comparison.get("difference")
     if difference is None or difference["value"] is None:
-        return [row["task"], row["outcome"], "-", "-", "-", "-", "-", "no champion to compare with" if row["version"] else "-"]
+        return [*first, "-", "-", "-", "-", "-", "no champion to compare with" if row["version"] else "-"]
     metrics = comparison["metrics"]
     interval = f"{number(difference['low'])} to {number(difference['high'])}"
     return [
-        *(row["task"], row["outcome"], number(metrics["champion"]["value"]), number(metrics["candidate"]["value"])),
+        *(*first, number(metrics["champion"]["value"]), number(metrics["candidate"]["value"])),
         *(number(difference["value"]), interval, str(comparison["n"]), who_gained(difference)),
     ]
 
@@ -135,20 +130,30 @@ def who_gained(difference: Mapping[str, Any]) -> str:
     return LOST if difference["high"] < 0 else NOT_DECIDED
 
 
-def _run(options: Namespace, tasks: Sequence[str] | None, changed_only: bool) -> list[dict[str, Any]]:
+def _run(
+    options: Namespace, tasks: Sequence[str] | None, *, changed_only: bool, base_model: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     from flows.commands import prefect_api
     from flows.flow_runs import noted
     from flows.settings import apply_prefect_defaults
-    from pipeline.layout import find_root
+    from pipeline.layout import PARAMS_FILE, find_root
+    from pipeline.params import load_tasks
 
     root = find_root(Path.cwd())
+    load_tasks(root / PARAMS_FILE, tasks)  # before a server is started for nothing
     apply_prefect_defaults(root)
     with prefect_api(root, options.verbose), noted(root):
         from flows.retrain_all import counted
         from flows.retrain_all import retrain_all as flow
         from flows.terminal import say
 
-        rows: Any = flow(None if tasks is None else list(tasks), str(root), options.at_once, changed_only)
+        rows: Any = flow(
+            None if tasks is None else list(tasks),
+            str(root),
+            at_once=options.at_once,
+            changed_only=changed_only,
+            base_model=None if base_model is None else dict(base_model),
+        )
         say(counted(rows))
     return rows
 

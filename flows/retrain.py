@@ -29,19 +29,24 @@ from pipeline.registry.connection import answers, tracking_uri
 from pipeline.registry.tracking import gate_evidence
 from pipeline.registry.uncommitted import reason_against
 
-NOT_PROMOTED, SPOOLED, WAITING, UNCHANGED = "NotPromoted", "Spooled", "WaitingForApproval", "Unchanged"
+NOT_PROMOTED, SPOOLED, WAITING, UNCHANGED, TRIED = "NotPromoted", "Spooled", "WaitingForApproval", "Unchanged", "Tried"
 NOTHING_REGISTERED = {"version": None, "run_id": None, "decision": None, "previous_champion": None}
 COMPARISONS = 3  # how often a run compares again because another version became champion meanwhile
 
 
 @flow(name="retrain", flow_run_name="retrain-{task}", persist_result=False)
 def retrain(
-    task: str, root: str = ".", stage_seconds: float = STAGE_SECONDS, refresh: bool = False, unless_unchanged: bool = False
+    task: str,
+    root: str = ".",
+    stage_seconds: float = STAGE_SECONDS,
+    refresh: bool = False,
+    unless_unchanged: bool = False,
+    trial: bool = False,
 ) -> dict[str, Any] | State[dict[str, Any]]:
     """Retrain one task of the checkout at or above `root`; `stage_seconds` is the time limit of each stage.
 
     `refresh` reads the source again first, whatever it is. With `unless_unchanged` the flow ends Completed with the name Unchanged when neither data nor params nor code
-    differ from those of a version that needs nothing more.
+    differ from those of a version that needs nothing more. A `trial` ends Completed with the name Tried: the version stays challenger whatever the gate says, and nobody is asked or told.
 
     The result is {task, version, run_id, decision, previous_champion}. When the gate refuses, or cannot
     decide (`ask`) and nobody is asked, or uncommitted changes stand against it, the flow ends Completed with the name NotPromoted and the reasons as message; when a person is asked
@@ -54,13 +59,13 @@ def retrain(
     workspace = find_root(Path(root).resolve())
     with log_context(task=task):
         with observed_run(workspace, task):
-            state = _bring_up_to_date(workspace, task, stage_seconds, refresh=refresh, unless_unchanged=unless_unchanged)
+            state = _bring_up_to_date(workspace, task, stage_seconds, refresh=refresh, unless_unchanged=unless_unchanged, trial=trial)
         write_metrics(workspace, task)
     return state
 
 
 def _bring_up_to_date(
-    workspace: Path, task: str, stage_seconds: float, *, refresh: bool, unless_unchanged: bool
+    workspace: Path, task: str, stage_seconds: float, *, refresh: bool, unless_unchanged: bool, trial: bool
 ) -> dict[str, Any] | State[dict[str, Any]]:
     if refresh:
         run_stages(workspace, task, stages=[INGEST], stage_seconds=stage_seconds, forced=[INGEST])
@@ -81,7 +86,7 @@ def _bring_up_to_date(
             with log_context(version=version):
                 check(workspace, task, version)
                 publish(workspace, task, version)
-                return decide(workspace, task, version, recorded.run_id)
+                return decide(workspace, task, version, recorded.run_id, trial=trial)
         except ChampionChanged as error:
             if attempt == COMPARISONS:
                 raise
@@ -89,10 +94,13 @@ def _bring_up_to_date(
     raise AssertionError("the last comparison returns or raises")
 
 
-def decide(root: Path, task: str, version: int, run_id: str) -> dict[str, Any] | State[dict[str, Any]]:
+def decide(root: Path, task: str, version: int, run_id: str, *, trial: bool = False) -> dict[str, Any] | State[dict[str, Any]]:
     """Do what the gate and `promotion.approval` say: promote, ask a person and end, or end."""
     gate = gate_evidence(Layout(root, task))
     result = {"task": task, "version": version, "run_id": run_id, "decision": gate.decision, "previous_champion": None}
+    if trial:
+        said = f"Tried only, so it stays challenger; the gate's verdict is {gate.decision}."
+        return Completed(name=TRIED, message=" ".join([said, *gate.reasons]), data=result)
     uncommitted = None if gate.decision == "refuse" else reason_against(root=root, task=task, version=version)
     if uncommitted:
         return Completed(name=NOT_PROMOTED, message=uncommitted, data=result)

@@ -58,11 +58,16 @@ def replace_source_in(text: str, section: tuple[str, ...], source: Mapping[str, 
     document: Any = YAML(typ="rt").load(text)
     lines = text.splitlines(keepends=True)
     block = io.StringIO()
-    YAML().dump({"source": dict(source)}, block)
     try:
         node: Any = reduce(getitem, section, document)
-        first, column = node.lc.key("source" if "source" in node else next(iter(node)))
-        end = first + _block_length(lines[first:], column) if "source" in node else first
+        entry: dict[str, Any] = {"source": dict(source)}
+        if node:
+            first, column = node.lc.key("source" if "source" in node else next(iter(node)))
+            end = first + _block_length(lines[first:], column) if "source" in node else first
+        else:  # `section: {}`
+            first, column = reduce(getitem, section[:-1], document).lc.key(section[-1])
+            entry, end = {section[-1]: entry}, first + 1
+        YAML().dump(entry, block)
         new = "".join([*lines[:first], *(" " * column + line for line in block.getvalue().splitlines(keepends=True)), *lines[end:]])
         expected: Any = YAML(typ="safe").load(text)
         reduce(getitem, section, expected)["source"] = dict(source)
@@ -107,6 +112,11 @@ def describe(detail: Any, task: str, defaults: Mapping[str, Any], sections: Mapp
     location = _location(detail)
     path = ".".join((side_of(location, task, defaults, sections), *location))
     yield f"{path}: {_problem(detail)}"
+
+
+def describe_at(detail: Any, key: str) -> str:
+    """One line for one pydantic error of the value at a top-level key that no task shares."""
+    return f"{'.'.join((key, *_location(detail)))}: {_problem(detail)}"
 
 
 def _location(detail: Any) -> tuple[str, ...]:

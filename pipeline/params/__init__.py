@@ -1,6 +1,6 @@
 """params.yaml as frozen, typed models.
 
-The file holds `defaults` and `tasks.<name>`, each with the same sections; a task's section is merged over the default one.
+The file holds `defaults` and `tasks.<name>`, each with the same sections; a task's section is merged over the default one. `fleet` beside them is about all tasks together.
 DVC tracks the two raw sections (`defaults.tune`, `tasks.<name>.tune`), the code sees the merged and typed one.
 All errors are collected and reported together, each with the dotted path of the place in the file that holds it.
 The file is read as YAML 1.2 by the parser DVC uses, so that `yes`, `no` and `on` can be labels and `1e-3` is a number.
@@ -28,7 +28,7 @@ from pipeline.params.data import (
     SplitParams,
     ValidateParams,
 )
-from pipeline.params.deployment import DeploymentParams, Notification, Occasion, Trigger, WorkPool
+from pipeline.params.deployment import DeploymentParams, FleetParams, Notification, Occasion, Trigger, WorkPool
 from pipeline.params.evaluation import UNKNOWN_GROUP, AssessFairnessParams, ColumnGroups, CompareParams, TextGroups, intersection_name
 from pipeline.params.execution import ExecutionParams
 from pipeline.params.free_text import GenerationParams, RowMetric
@@ -51,7 +51,7 @@ from pipeline.params.ingest import Columns, FileSource, HubDatasetSource, Ingest
 from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import PromptParams
 from pipeline.params.section import placeholders
-from pipeline.params.task import SECTIONS, TaskParams, load, load_task
+from pipeline.params.task import SECTIONS, TaskParams, load, load_fleet, load_task, load_tasks
 from pipeline.params.tune import Init, Lora, LoraBaselineParams, PlainInit, TrialsParams, TunedPromptInit, TuneParams
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "ExpectationParams",
     "ExternalTest",
     "FileSource",
+    "FleetParams",
     "GateParams",
     "GenerationParams",
     "GroupThreshold",
@@ -116,6 +117,8 @@ __all__ = [
     "gate_metrics",
     "intersection_name",
     "load",
+    "load_fleet",
     "load_task",
+    "load_tasks",
     "placeholders",
 ]

@@ -1,10 +1,10 @@
-"""The section deployment: when a task is retrained by itself, where its runs execute, and who hears of what. Flows use it, no stage does."""
+"""The section deployment: when a task is retrained by itself, where its runs execute, and who hears of what; and `fleet`, when all of them are. Flows use both, no stage does."""
 
 import re
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.params.section import PositiveInt, Section
 
@@ -16,6 +16,25 @@ _CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("m
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CRON_PART = re.compile(r"(?:(\*)|([0-9]+|[a-z]{3})(?:-([0-9]+|[a-z]{3}))?)(?:/([0-9]+))?")
+
+
+def _five_fields(cron: str) -> str:
+    problem = cron_problem(cron)
+    if problem:
+        raise ValueError(f"{cron!r} is no cron line: {problem}")
+    return cron
+
+
+def _known_zone(timezone: str) -> str:
+    try:
+        ZoneInfo(timezone)
+    except (KeyError, ValueError, OSError):  # unknown, no name at all, or a folder of the database
+        raise ValueError(f"{timezone!r} is no time zone of the IANA database; write one as Europe/Berlin or UTC") from None
+    return timezone
+
+
+Cron = Annotated[str, AfterValidator(_five_fields)]
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
 class WorkPool(Section):
@@ -69,9 +88,9 @@ class DeploymentParams(Section):
     job template takes (image, namespace); readable by everybody who sees the server, so no place for secrets.
     """
 
-    retrain_cron: str | None
-    reassess_cron: str | None
-    timezone: str
+    retrain_cron: Cron | None
+    reassess_cron: Cron | None
+    timezone: TimeZone
     paused: bool
     triggers: list[Trigger]
     refresh: bool
@@ -81,23 +100,6 @@ class DeploymentParams(Section):
     notifications: list[Notification]
     stuck: Stuck
 
-    @field_validator("retrain_cron", "reassess_cron")
-    @classmethod
-    def _five_fields(cls, cron: str | None) -> str | None:
-        problem = cron_problem(cron) if cron is not None else None
-        if problem:
-            raise ValueError(f"{cron!r} is no cron line: {problem}")
-        return cron
-
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, timezone: str) -> str:
-        try:
-            ZoneInfo(timezone)
-        except (KeyError, ValueError, OSError):  # unknown, no name at all, or a folder of the database
-            raise ValueError(f"{timezone!r} is no time zone of the IANA database; write one as Europe/Berlin or UTC") from None
-        return timezone
-
     @field_validator("triggers")
     @classmethod
     def _distinct(cls, triggers: list[Trigger]) -> list[Trigger]:
@@ -105,6 +107,23 @@ class DeploymentParams(Section):
         if twice:
             raise ValueError(f"{twice} listed twice; each event starts one retraining")
         return triggers
+
+
+class FleetParams(Section):
+    """The key `fleet` beside `defaults` and `tasks`: the deployment that retrains all tasks together. Without the key there is none.
+
+    `cron`: a five-field cron line in `timezone` (null: no schedule). `at_once`: how many tasks the run has at work at a time; `changed_only`: leave tasks alone whose
+    data, params and code did not change. `pool`, `job_variables`, `stuck`: as in the section deployment, for the run of the fleet itself.
+    """
+
+    cron: Cron | None
+    timezone: TimeZone
+    paused: bool
+    at_once: PositiveInt
+    changed_only: bool
+    pool: WorkPool
+    job_variables: dict[str, Any]
+    stuck: Stuck
 
 
 def cron_problem(line: str) -> str | None:

@@ -1,6 +1,6 @@
 """A task's sections together, and reading them from params.yaml."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,7 +11,7 @@ from pipeline.errors import ParamsError
 from pipeline.layout import TASK_NAME, TASK_NAME_RULE, TEMPLATE_SUFFIX
 from pipeline.params.behaviour import BehaviourParams
 from pipeline.params.data import DriftParams, ProfileParams, ReferenceParams, SplitParams, ValidateParams
-from pipeline.params.deployment import DeploymentParams
+from pipeline.params.deployment import DeploymentParams, FleetParams
 from pipeline.params.evaluation import AssessFairnessParams, CompareParams, EvaluateParams, ReportParams, ScoreParams
 from pipeline.params.execution import ExecutionParams
 from pipeline.params.free_text import TEXT_METRICS, free_text_problems
@@ -29,9 +29,10 @@ from pipeline.params.promotion import PromotionParams
 from pipeline.params.prompt import BaseModelParams, PromptParams
 from pipeline.params.section import Section, placeholders
 from pipeline.params.tune import Lora, LoraBaselineParams, TuneParams
-from pipeline.params_file import describe, listed, merge, read_yaml
+from pipeline.params_file import describe, describe_at, listed, merge, read_yaml
 from pipeline.variants import CHAMPION, HARD_PROMPT, LORA, TUNED, task_variants
 
+FLEET = "fleet"
 NO_HARD_PROMPTS = "prompt.hard_prompts is empty"
 
 
@@ -240,10 +241,39 @@ def load(path: Path) -> dict[str, TaskParams]:
             errors.append(f"tasks.{name}: expected a mapping of sections, found {sections!r}")
         else:
             _type_task(name, defaults, cast(Mapping[str, Any], sections), typed, errors)
+    _typed_fleet(document, errors)
     distinct = list(dict.fromkeys(errors))  # a wrong default shows up in every task
     if distinct:
         raise listed(path, distinct)
     return typed
+
+
+def load_fleet(path: Path) -> FleetParams | None:
+    """Read the key `fleet` of params.yaml; None where it is absent. Raises ParamsError with all its errors together."""
+    errors: list[str] = []
+    fleet = _typed_fleet(read_yaml(path), errors)
+    if errors:
+        raise listed(path, errors)
+    return fleet
+
+
+def _typed_fleet(document: Mapping[str, Any], errors: list[str]) -> FleetParams | None:
+    if FLEET not in document:
+        return None
+    try:
+        return FleetParams.model_validate(document[FLEET])
+    except ValidationError as error:
+        errors.extend(describe_at(detail, FLEET) for detail in error.errors())
+        return None
+
+
+def load_tasks(path: Path, names: Sequence[str] | None = None) -> dict[str, TaskParams]:
+    """Read params.yaml and return the tasks of these names, or all by name (None), in that order and each once; raises ParamsError naming those it does not have."""
+    tasks = load(path)
+    unknown = [name for name in names or () if name not in tasks]
+    if unknown:
+        raise ParamsError(f"{path} has no tasks {unknown}; it has: {', '.join(sorted(tasks))}. Correct the names.")
+    return {name: tasks[name] for name in names or sorted(tasks)}
 
 
 def load_task(path: Path, task: str) -> TaskParams:
@@ -257,7 +287,10 @@ def load_task(path: Path, task: str) -> TaskParams:
 
 
 def _top_level(document: Mapping[str, Any], errors: list[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    errors.extend(f"{key}: unknown key; the top level holds `defaults` and `tasks`" for key in document if key not in ("defaults", "tasks"))
+    known = ("defaults", "tasks", FLEET)
+    errors.extend(
+        f"{key}: unknown key; the top level holds `defaults` and `tasks`, and may hold `{FLEET}`" for key in document if key not in known
+    )
     found: list[Mapping[str, Any]] = []
     for name in ("defaults", "tasks"):
         value = document.get(name)

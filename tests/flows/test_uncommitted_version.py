@@ -6,7 +6,7 @@ import pytest
 from prefect import State
 
 from flows.commands import report
-from flows.retrain import NOT_PROMOTED, decide
+from flows.retrain import NOT_PROMOTED, TRIED, decide
 from pipeline.params import load_task
 from pipeline.registry.registry import show
 from tests.flows.data_workspace import commit
@@ -42,3 +42,19 @@ def test_a_version_with_uncommitted_changes_ends_as_not_promoted(
     commit(root, "second")
     assert workspace.register() == 1
     assert show(root=root, task=TASK, selector=1)["approval_request"] is None
+
+
+def test_a_trial_stays_challenger_whatever_the_gate_says_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = Workspace(tmp_path / "w")
+    workspace.root.mkdir()
+    workspace.make(1)
+    text = (workspace.root / "params.yaml").read_text(encoding="utf-8")
+    (workspace.root / "params.yaml").write_text(text.replace("approval: auto", "approval: manual"), encoding="utf-8")
+    assert workspace.register() == 1
+    ended = decide(workspace.root, TASK, 1, "run", trial=True)
+    assert isinstance(ended, State)
+    assert (ended.is_completed(), ended.name) == (True, TRIED)
+    assert "the gate's verdict is promote" in str(ended.message)
+    shown = show(root=workspace.root, task=TASK, selector=1)
+    assert (shown["aliases"], shown["approval_request"]) == (["challenger"], None)

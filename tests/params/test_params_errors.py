@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ParamsError
-from pipeline.params import SECTIONS, load, load_task
+from pipeline.params import SECTIONS, load, load_fleet, load_task
 
 Errors = Callable[[dict[str, Any]], list[str]]
 T = "tasks/tweet_sentiment"
@@ -59,6 +59,13 @@ ONE_MISTAKE = [
     ("defaults/deployment/collision", "cancel", "defaults.deployment.collision", "found 'cancel'"),
     ("defaults/deployment/triggers", ["weekly"], "defaults.deployment.triggers.0", "found 'weekly'"),
     ("defaults/deployment/triggers", ["data_changed", "data_changed"], "defaults.deployment.triggers", "['data_changed'] listed twice"),
+    ("fleet/cron", "0 3 * *", "fleet.cron", "'0 3 * *' is no cron line: it has 4 fields, expected 5"),
+    ("fleet/timezone", "Mars/Base", "fleet.timezone", "'Mars/Base' is no time zone"),
+    ("fleet/at_once", 0, "fleet.at_once", "found 0"),
+    ("fleet/pool/type", "Process", "fleet.pool.type", "should match pattern"),
+    ("fleet/nightly", True, "fleet.nightly", "unknown key (value True)"),
+    ("fleet/stuck", ..., "fleet.stuck", "missing, and there is no default"),
+    ("fleets", {}, "fleets", "unknown key; the top level holds `defaults` and `tasks`, and may hold `fleet`"),
     ("defaults/deployment/pool/limit", 0, "defaults.deployment.pool.limit", "found 0"),
     ("defaults/deployment/pool/type", "Process", "defaults.deployment.pool.type", "should match pattern"),
     ("defaults/deployment/stuck/silent_minutes", 1, "defaults.deployment.stuck.silent_minutes", "found 1"),
@@ -297,6 +304,26 @@ def test_a_file_without_the_two_mappings_is_refused(tmp_path: Path, text: str, f
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ParamsError, match=f"must hold the two mappings `defaults` and `tasks`; found {found}"):
         load(path)
+
+
+def test_a_fleet_may_be_left_out_and_its_errors_come_together(repo_root: Path, tmp_path: Path):
+    text = (repo_root / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    fleet = load_fleet(path)
+    assert fleet is not None
+    assert (fleet.cron, fleet.changed_only, fleet.pool.name) == (None, True, "promptmill")
+    start, end = text.index("\nfleet:\n"), text.index("\ntasks:\n")
+    path.write_text(text[:start] + text[end:], encoding="utf-8")
+    assert load_fleet(path) is None
+    assert load(path).keys() == load(repo_root / "params.yaml").keys()
+    path.write_text(f"fleet: {{cron: now, timezone: UTC, colour: red}}\n{text[:start]}{text[end:]}", encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load_fleet(path)
+    named = [line.split(": ")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert sorted(named) == sorted(
+        f"fleet.{name}" for name in ("cron", "paused", "at_once", "changed_only", "pool", "job_variables", "stuck", "colour")
+    )
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):

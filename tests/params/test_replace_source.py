@@ -18,6 +18,7 @@ TEXTS = {
     "last": "tasks:\n  t:\n    ingest:\n      sample_rows: null\n      source:\n        kind: file\n        path: a.csv\n",
     "last without a line break": "tasks:\n  t:\n    ingest:\n      sample_rows: 1_000\n      source:\n        kind: file\n        path: a.csv",
     "inherited": "defaults:\n  ingest:\n    source: {kind: file, path: a.csv}\ntasks:\n  t:\n    ingest:\n        # first\n        sample_rows: null\n",
+    "empty section": "tasks:\n  t:\n    ingest: {}\n    # next\n    validate: {}\n",
     "two tasks": "tasks:\n  s:\n    ingest:\n      source: {kind: file, path: s.csv}\n  t:\n    ingest:\n      source:\n        kind: file\n        path: a.csv\n    validate: {}\n",
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ def test_only_the_source_changes(name: str):
     expected["tasks"]["t"]["ingest"]["source"] = SOURCE
     assert load(new) == expected
     changed = [line for line in difflib.ndiff(text.splitlines(), new.splitlines()) if line.startswith("- ")]
-    assert all(any(word in line for word in ("source", "kind", "path", "old")) or not line[2:].strip() for line in changed)
+    assert all(any(word in line for word in ("source", "kind", "path", "old", "ingest: {}")) or not line[2:].strip() for line in changed)
     assert [line for line in ("# why", "# next", "# first", "{label: 'yes'}", "1_000") if line in text and line not in new] == []
 
 
@@ -50,7 +51,7 @@ def test_the_real_file_keeps_every_other_line(repo_root: Path):
     ]
 
 
-@pytest.mark.parametrize("text", ["tasks: {t: {ingest: {source: {kind: file}}}}\n", "tasks:\n  t:\n    ingest: {}\n"])
+@pytest.mark.parametrize("text", ["tasks: {t: {ingest: {source: {kind: file}}}}\n", "tasks:\n  t: {ingest: {}}\n"])
 def test_a_source_that_shares_its_line_is_left_to_the_user(text: str):
     with pytest.raises(ParamsError, match=r"tasks\.t\.ingest\.source cannot be replaced .*Set it by hand to \{'kind': 'file'"):
         replace_source(text, "t", SOURCE)

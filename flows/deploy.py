@@ -1,4 +1,4 @@
-"""`promptmill deploy`: set up on a Prefect server what the sections `deployment` of params.yaml ask for."""
+"""`promptmill deploy`: set up on a Prefect server what the sections `deployment` and the key `fleet` of params.yaml ask for."""
 
 import os
 from argparse import Namespace
@@ -26,10 +26,10 @@ def deploy(options: Namespace) -> int:
     from flows.terminal import answer
     from pipeline.errors import DeployError
     from pipeline.layout import PARAMS_FILE, find_root
-    from pipeline.params import load
+    from pipeline.params import load, load_fleet
 
     root = find_root(Path.cwd())
-    tasks = load(root / PARAMS_FILE)
+    tasks, fleet = load(root / PARAMS_FILE), load_fleet(root / PARAMS_FILE)
     if not server_named():
         raise DeployError(
             "No Prefect server is named: deployments need one that stays. Start one (`prefect server start`), and set PREFECT_API_URL to its address, "
@@ -42,7 +42,7 @@ def deploy(options: Namespace) -> int:
 
     project = slug(options.project) if options.project else project_name(root)
     pages = PREFECT_UI_URL.value() or str(PREFECT_API_URL.value()).removesuffix("/api")
-    items = wanted(project=project, tasks=tasks, checkout=options.checkout or root, environment=os.environ, pages=pages)
+    items = wanted(project=project, tasks=tasks, checkout=options.checkout or root, environment=os.environ, pages=pages, fleet=fleet)
     with get_client(sync_client=True) as client:
         server = Server(client, project)
         changes = plan(items, server.found(items))

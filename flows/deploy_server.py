@@ -191,9 +191,9 @@ class Server:
         try:
             self._client.read_global_concurrency_limit_by_name(item.name)
         except ObjectNotFound:
-            self._client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=item.name, limit=item.fields["limit"]))
+            self._client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=item.name, **item.fields))
         else:
-            self._client.update_global_concurrency_limit(item.name, GlobalConcurrencyLimitUpdate(limit=item.fields["limit"], active=True))
+            self._client.update_global_concurrency_limit(item.name, GlobalConcurrencyLimitUpdate(**item.fields))
 
     def _make_block(self, item: Item) -> None:
         from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook

@@ -26,6 +26,14 @@ class Checkout:
         self._document["tasks"][task]["deployment"] = section
         self.write()
 
+    def set_fleet(self, **values: Any) -> None:
+        """Change keys of `fleet`; without any it is left out."""
+        if values:
+            self._document["fleet"] |= values
+        else:
+            del self._document["fleet"]
+        self.write()
+
     def drop(self, task: str) -> None:
         del self._document["tasks"][task]
         self.write()

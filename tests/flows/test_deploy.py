@@ -1,5 +1,6 @@
 """`promptmill deploy` against a real Prefect server: what it makes, that a second run changes nothing, and whom it leaves alone."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import DoNothing
@@ -17,6 +18,7 @@ from flows import deployments
 from flows.deploy_plan import Found, plan
 from flows.deployments import Item, project_name, wanted
 from flows.events import DATA_CHANGED, announce
+from flows.fleet_limit import fleet_slot, limit_name
 from pipeline.errors import DeployError
 from pipeline.params import load
 from pipeline.params.deployment import cron_problem
@@ -108,9 +110,65 @@ def test_a_task_that_is_gone_is_taken_away_and_what_others_made_stays(checkout: 
     assert f"- deployment retrain/{OTHERS[0]}" in said
     assert f"- automation demo: retrain {OTHERS[0]} when something changed" in said
     names = {one.name for one in client.read_deployments()}
-    assert names == {TASK, "by-hand", OTHERS[1]}
+    assert names == {TASK, "by-hand", "fleet", OTHERS[1]}
     assert "mine" in {one.name for one in client.read_automations()}
-    assert "No change: all 7 objects are as params.yaml says (1 of other makers left alone)." in checkout.deploy()
+    assert "No change: all 9 objects are as params.yaml says (1 of other makers left alone)." in checkout.deploy()
+
+
+def test_all_tasks_together_have_a_deployment_where_params_say_so(checkout: Checkout, client: SyncPrefectClient) -> None:
+    checkout.set_fleet(cron="0 2 * * *", timezone="Europe/Berlin", at_once=3, pool={"name": "fleets", "type": "process", "limit": 2})
+    checkout.set(TASK, notifications=[{"on": ["failed"], "webhook_variable": "PATH"}])
+    assert "+ deployment retrain-all/fleet" in checkout.deploy()
+    made = client.read_deployment_by_name("retrain-all/fleet")
+    (schedule,) = made.schedules
+    assert isinstance(schedule.schedule, CronSchedule)
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
+    assert made.parameters == {"at_once": 3, "changed_only": True, "refresh": True}
+    assert made.parameters.keys() <= made.parameter_openapi_schema["properties"].keys()
+    assert (made.work_pool_name, made.job_variables) == ("fleets", {"working_dir": str(checkout.root)})
+    assert made.global_concurrency_limit is not None
+    assert made.global_concurrency_limit.limit == 1
+    limits = {name: client.read_global_concurrency_limit_by_name(f"promptmill-fleet-{name}") for name in ("fleets", "promptmill")}
+    assert {name: (limit.limit, limit.active) for name, limit in limits.items()} == {"fleets": (2, True), "promptmill": (1, False)}
+    of_the_fleet = [one.name for one in client.read_automations() if "prefect.tag.promptmill-fleet" in str(one.trigger)]
+    assert len(of_the_fleet) == 3  # silent, pending, and a message when it failed
+    assert checkout.deploy().startswith("No change")
+
+    checkout.set_fleet(pool={"name": "fleets", "type": "process", "limit": None})
+    assert "active: true -> false" in checkout.deploy()
+    assert not client.read_global_concurrency_limit_by_name("promptmill-fleet-fleets").active
+    checkout.set_fleet(pool={"name": "promptmill", "type": "process", "limit": 2})
+    assert "and fleet.pool say different things about the work pool 'promptmill'" in checkout.fails()
+    checkout.set_fleet()
+    said = checkout.deploy()
+    assert "- deployment retrain-all/fleet" in said
+    assert "- work pool fleets" in said
+
+
+def test_a_fleets_task_waits_for_a_slot_of_its_pool(client: SyncPrefectClient) -> None:
+    name = limit_name("two workers")
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    said: list[str] = []
+    waiting = threading.Event()
+
+    def second() -> None:
+        waiting.set()
+        with fleet_slot("two workers"):
+            said.append("second")
+
+    thread = threading.Thread(target=second)
+    with fleet_slot("two workers"):
+        thread.start()
+        waiting.wait()
+        time.sleep(2)  # long enough for it to ask
+        assert client.read_global_concurrency_limit_by_name(name).active_slots == 1
+        said.append("first")
+    thread.join(timeout=120)
+    assert said == ["first", "second"]
+    assert client.read_global_concurrency_limit_by_name(name).active_slots == 0
+    with fleet_slot("a pool without a limit"):
+        said.append("third")
+    assert said[-1] == "third"
 
 
 def test_new_data_starts_a_retraining(checkout: Checkout, client: SyncPrefectClient) -> None:
@@ -133,7 +191,10 @@ def test_new_data_starts_a_retraining(checkout: Checkout, client: SyncPrefectCli
 @pytest.mark.usefixtures("client")
 def test_what_cannot_be_set_up_is_said(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout.set(TASK, pool={"name": "promptmill", "type": "process", "limit": 2})
-    assert f"The tasks {OTHERS[1]} and {TASK} say different things about the work pool 'promptmill'" in checkout.fails()
+    assert (
+        f"tasks.{OTHERS[1]}.deployment.pool and tasks.{TASK}.deployment.pool say different things about the work pool 'promptmill'"
+        in checkout.fails()
+    )
     checkout.set(TASK, pool={"name": "elsewhere", "type": "no-such-type", "limit": None})
     assert "Prefect knows no worker type 'no-such-type'" in checkout.fails()
     checkout.set(TASK, notifications=[{"on": ["failed"], "block": "slack-webhook/nobody"}])
@@ -168,7 +229,7 @@ def test_fifty_tasks_share_their_watches_and_notifications(repo_root: Path) -> N
     assert len(automations) == 50 + 2 + 2  # one trigger a task; silent and pending; failed and promoted
     assert len({item.name for item in automations}) == len(automations)
     other = told.model_copy(update={"pool": told.pool.model_copy(update={"limit": 2})})
-    with pytest.raises(DeployError, match="task_00 and task_07 say different things"):
+    with pytest.raises(DeployError, match=r"tasks\.task_00\.deployment\.pool and tasks\.task_07\.deployment\.pool say different things"):
         wanted(
             project="demo",
             tasks={**tasks, "task_07": one.model_copy(update={"deployment": other})},

@@ -39,7 +39,11 @@ from tests.registry.registry_workspace import TASK
 TITLE = "What orchestration adds to a run"
 EMBEDDED, RUNNING = "embedded server", "running server"
 FULL, COMMAND, FLOW = "full run", "`promptmill run`, nothing changed", "flow, all stages cached"
-GOALS = {(FULL, EMBEDDED): 20.0, (FULL, RUNNING): 5.0, (COMMAND, EMBEDDED): 15.0, (COMMAND, RUNNING): 3.0}
+GOALS = {
+    (FULL, EMBEDDED): 20.0,
+    (FULL, RUNNING): 5.0,
+    **{(what, kind): limit for what in (COMMAND, FLOW) for kind, limit in ((EMBEDDED, 15.0), (RUNNING, 3.0))},
+}
 
 # The flow with every stage asked, which `promptmill run` leaves out when nothing changed.
 _FLOW = """\

@@ -24,12 +24,10 @@ from flows.flow_runs import noted_run
 from flows.remote_checkpoints import RemoteCheckpoints
 from flows.stage_order import FLOW_NAME, StageAnswer, StageOrder, entry_outputs, scratch
 from flows.stage_process import StageDied, run_stage
-from flows.worker_workspace import entry_of, workspace_for
+from flows.worker_workspace import entry_of, own_checkout, workspace_for
 from flows.workspace import stage_address
-from pipeline.errors import PromptmillError, WorkspaceError
-from pipeline.layout import find_root
+from pipeline.errors import PromptmillError
 
-CHECKOUT_VARIABLE = "PROMPTMILL_CHECKOUT"
 WATCH_SECONDS = 1.0
 
 
@@ -71,18 +69,6 @@ def carry_out(checkout: Path, order: StageOrder, log: "logging.Logger | logging.
         if kept:
             kept.forget()
         return StageAnswer(entry, output_sha256(folder, outputs), done.outcome, done.seconds, platform.node())
-
-
-def own_checkout() -> Path:
-    """The checkout that this worker makes its workspaces from; raises WorkspaceError when it was started outside of one."""
-    named = os.environ.get(CHECKOUT_VARIABLE)
-    try:
-        return find_root(Path(named) if named else Path.cwd())
-    except WorkspaceError:
-        raise WorkspaceError(
-            f"The worker on {platform.node()} knows no checkout of the repository (looked in {named or Path.cwd()}). Start it with `promptmill worker POOL` in a "
-            f"clone, or set {CHECKOUT_VARIABLE} to one."
-        ) from None
 
 
 def answer_key(run: str) -> str:

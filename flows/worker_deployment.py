@@ -11,16 +11,24 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 
 from flows.run_stage import run_stage_on_worker
 from flows.stage_order import FLOW_NAME
+from pipeline.errors import WorkspaceError
 
 ENTRYPOINT = "flows.run_stage.run_stage_on_worker"
 POOL_TYPE = "process"
 
 
 def register(pool: str) -> None:
-    """Make the work pool `pool` of type process unless there is one, and make or update its deployment `run-stage/<pool>`."""
+    """Make the work pool `pool` of type process unless there is one, and make or update its deployment `run-stage/<pool>`.
+
+    Raises WorkspaceError when the pool is of another type: its workers would not start the process that knows the checkout.
+    """
     with get_client(sync_client=True) as client:
         try:
-            client.read_work_pool(pool)
+            kind = client.read_work_pool(pool).type
+            if kind != POOL_TYPE:
+                raise WorkspaceError(
+                    f"The work pool {pool} is of type {kind}, and `promptmill worker` serves pools of type {POOL_TYPE}. Name another pool, here and in execution.tune."
+                )
         except ObjectNotFound:
             template = run_coro_as_sync(get_default_base_job_template_for_infrastructure_type(POOL_TYPE)) or {}
             with suppress(ObjectAlreadyExists):  # another worker was quicker

@@ -1,5 +1,7 @@
 """The workspace in which a worker runs a stage: a clone of the worker's own checkout at the commit of the flow, kept from run to run."""
 
+import os
+import platform
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,12 +18,25 @@ from flows.settings import state_folder
 from flows.stage_order import StageOrder
 from flows.workspace import write_lock
 from pipeline.errors import WorkspaceError
-from pipeline.layout import PARAMS_FILE
+from pipeline.layout import PARAMS_FILE, find_root
 from pipeline.params_file import read_yaml
 from pipeline.registry.tracking import read_lock
 
 FOLDER = "workspaces"
+CHECKOUT_VARIABLE = "PROMPTMILL_CHECKOUT"
 LOCK_SECONDS = 300.0
+
+
+def own_checkout() -> Path:
+    """The checkout that this worker makes its workspaces from; raises WorkspaceError when it was started outside of one."""
+    named = os.environ.get(CHECKOUT_VARIABLE)
+    try:
+        return find_root(Path(named) if named else Path.cwd())
+    except WorkspaceError:
+        raise WorkspaceError(
+            f"The worker on {platform.node()} knows no checkout of the repository (looked in {named or Path.cwd()}). Start it with `promptmill worker POOL` in a "
+            f"clone, or set {CHECKOUT_VARIABLE} to one."
+        ) from None
 
 
 @contextmanager

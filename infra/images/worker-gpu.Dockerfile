@@ -29,8 +29,8 @@ RUN apt-get update \
 COPY --from=build /opt/promptmill /opt/promptmill
 COPY --chmod=0555 infra/images/with_secrets.sh /usr/local/bin/with_secrets
 ENV PATH=/opt/promptmill/bin:$PATH PYTHONUNBUFFERED=1 PROMPTMILL_CACHE=/cache HF_HOME=/cache/huggingface PROMPTMILL_LOG_FORMAT=json \
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CUBLAS_WORKSPACE_CONFIG=:4096:8
+    PROMPTMILL_CHECKOUT=/workspaces/checkout NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CUBLAS_WORKSPACE_CONFIG=:4096:8
 USER 1001:1001
 WORKDIR /workspaces
 ENTRYPOINT ["/usr/bin/tini", "-g", "--", "/usr/local/bin/with_secrets"]
-CMD ["prefect", "worker", "start", "--pool", "promptmill-gpu", "--type", "process", "--with-healthcheck", "--install-policy", "never", "--limit", "1"]
+CMD ["promptmill", "worker", "promptmill-gpu", "--healthcheck"]

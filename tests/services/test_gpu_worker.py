@@ -36,9 +36,9 @@ with get_client(sync_client=True) as client:
             print(run.id)
 """
 RUN_DEPLOYED = """\
-import sys
+import json, sys
 from prefect.deployments import run_deployment
-print(run_deployment(sys.argv[1], timeout=1500, poll_interval=1).state.name)
+print(run_deployment(sys.argv[1], timeout=float(sys.argv[2]), parameters=json.loads(sys.argv[3]), poll_interval=1).state.name)
 """
 LOGS = """\
 from prefect.client.orchestration import get_client
@@ -47,6 +47,12 @@ with get_client(sync_client=True) as client:
     print([line.message for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)])
 """
 FLOW_POOL = "promptmill"
+UNFINISHED = """\
+import json
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(json.dumps([run.name for run in client.read_flow_runs() if run.name.startswith(("tune-", "retrain-")) and not run.state.is_final()]))
+"""
 FORGET = """\
 import boto3
 store = boto3.client("s3")
@@ -116,7 +122,20 @@ def python(site: Site, code: str, *arguments: str) -> str:
 
 
 def wait_for_a_checkpoint(site: Site) -> None:
-    wait_for(lambda: ".safetensors.json" in python(site, KEYS), "a checkpoint on the remote", site)
+    """Wait until the remote has one; a flow that has ended meanwhile is not waited for."""
+
+    def seen() -> bool:
+        assert all(process.poll() is None for process in site.started), site.logs()
+        return ".safetensors.json" in python(site, KEYS)
+
+    wait_for(seen, "a checkpoint on the remote", site)
+
+
+def deploy(site: Site) -> None:
+    """Set up the flow on the server, and start a worker for it: where the worker is started is no matter, the deployment names the checkout."""
+    deployed = promptmill("deploy", folder=site.checkout, **site.environment)
+    assert deployed.returncode == 0, deployed.stderr
+    site.start("worker-flows", sys.executable, "-m", "prefect", "worker", "start", "--pool", FLOW_POOL, folder=site.base)
 
 
 def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
@@ -124,10 +143,8 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
 ) -> None:
     """Three workers: one has the flow, as `promptmill deploy` set it up, and two the stages that it hands out."""
     assert len(workers) == 2
-    deployed = promptmill("deploy", folder=site.checkout, **site.environment)
-    assert deployed.returncode == 0, deployed.stderr
-    site.start("worker-flows", sys.executable, "-m", "prefect", "worker", "start", "--pool", FLOW_POOL, folder=site.base)
-    assert python(site, RUN_DEPLOYED, f"retrain/{TASK}").splitlines()[-1] in ("Completed", "NotPromoted"), site.logs()
+    deploy(site)
+    assert python(site, RUN_DEPLOYED, f"retrain/{TASK}", "1500", "{}").splitlines()[-1] in ("Completed", "NotPromoted"), site.logs()
     assert results(site) == reference
     for pool in POOLS.values():
         assert f"running on {pool}-box of the work pool {pool}" in site.log("worker-flows")
@@ -139,8 +156,9 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     assert f'promptmill_tune_examples_per_second{{task="{TASK}"}}' in figures["tune"]
 
 
+@pytest.mark.parametrize("who", ["the same", pytest.param("another", marks=pytest.mark.slow)])
 def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
-    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str], who: str
 ) -> None:
     run = site.flow("killed")
     wait_for_a_checkpoint(site)
@@ -175,9 +193,32 @@ def test_a_cancelled_run_ends_everything(site: Site, workers: dict[str, subproce
     assert len(workers) == 2
     run = site.flow(f"cancelled-{which}")
     wait_for_a_checkpoint(site)
-    assert python(site, CANCEL, which).strip()
+    if which == "Ctrl-C":
+        run.send_signal(signal.SIGINT)
+    else:
+        assert python(site, CANCEL, which).strip()
+    see_the_end(site, which)
+    assert run.wait() != 0
+    assert which == "Ctrl-C" or "cancelled" in site.log(f"cancelled-{which}")
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_of_a_deployment_ends_everything(site: Site, workers: dict[str, subprocess.Popen[bytes]]) -> None:
+    assert len(workers) == 2
+    deploy(site)
+    python(site, RUN_DEPLOYED, f"retrain/{TASK}", "0", json.dumps({"unless_unchanged": False}))
+    wait_for_a_checkpoint(site)
+    assert python(site, CANCEL, "flow").strip()
+    see_the_end(site, "deployed flow")
+
+
+def see_the_end(site: Site, what: str) -> None:
+    """See that no process of a stage is left and that the server knows that all has ended, and say how long that took."""
     asked = time.monotonic()
     wait_for(lambda: not stage_processes(site.base), "the end of the stage's processes", site)
-    sys.stderr.write(f"{which} cancelled: its processes were gone after {time.monotonic() - asked:.1f} s\n")
-    assert run.wait() != 0
-    assert "cancelled" in site.log(f"cancelled-{which}")
+    sys.stderr.write(f"{what}: the stage's processes were gone after {time.monotonic() - asked:.1f} s\n")
+    wait_for(lambda: not unfinished(site), "a final state of the runs", site)
+
+
+def unfinished(site: Site) -> list[str]:
+    return json.loads(python(site, UNFINISHED))

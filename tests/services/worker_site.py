@@ -153,4 +153,5 @@ def client_environment(**more: str) -> dict[str, str]:
     """This process's environment without what leads to other servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "PROMPTMILL_", "AWS_"))}
     repository = str(Path(__file__).resolve().parents[2])
-    return {**kept, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", **more}
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # how often a worker asks for work; Prefect's default is 10
+    return {**kept, **quick, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", **more}

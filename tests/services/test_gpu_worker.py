@@ -156,9 +156,8 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     assert f'promptmill_tune_examples_per_second{{task="{TASK}"}}' in figures["tune"]
 
 
-@pytest.mark.parametrize("who", ["the same", pytest.param("another", marks=pytest.mark.slow)])
 def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
-    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str], who: str
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
 ) -> None:
     run = site.flow("killed")
     wait_for_a_checkpoint(site)
@@ -187,9 +186,9 @@ def test_a_server_that_is_restarted_is_waited_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["stage", "flow"])
+@pytest.mark.parametrize("which", ["stage", "flow", "Ctrl-C"])
 def test_a_cancelled_run_ends_everything(site: Site, workers: dict[str, subprocess.Popen[bytes]], which: str) -> None:
-    """Somebody cancels the stage's run on the server, or the flow's."""
+    """Somebody cancels the stage's run on the server, or the flow's, or presses Ctrl-C where the flow runs."""
     assert len(workers) == 2
     run = site.flow(f"cancelled-{which}")
     wait_for_a_checkpoint(site)

@@ -2,7 +2,8 @@
 
 DVC 3 writes `.dvc/tmp/rwlock` several times in each command and `dvc.lock` after each stage, both from their first byte on. Killed in between it leaves
 an empty or a cut file; with the first no DVC command works any more, with the second every stage after the cut is forgotten. So `dvc.lock` is
-kept before each command that may write it.
+kept before each command that may write it. The rwlock also names the processes that were at work by their numbers; once the system gives the number of a
+killed one to somebody else, DVC would wait for that.
 """
 
 import fcntl
@@ -10,6 +11,9 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from flows.settings import state_folder
 from pipeline.errors import WorkspaceError
@@ -32,15 +36,34 @@ def mend(root: Path) -> list[str]:
 
 
 def _mend_rwlock(path: Path) -> list[str]:
-    """The file lists who reads and writes which outputs; without it DVC takes everything to be free, and alone with DVC's lock nobody is."""
+    """The file lists who reads (several) and writes (one) each output; DVC itself forgets those whose number nobody has."""
     if not path.is_file():
         return []
+    with _alone(path.with_name(f"{path.name}.lock")) as alone:
+        if not alone:
+            return []
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError:
+            path.unlink()
+            return [f"Removed {path}, which a killed DVC had not written to its end."]
+        reads = {name: [one for one in readers if not _another(one)] for name, readers in found.get("read", {}).items()}
+        kept = {
+            "read": {name: readers for name, readers in reads.items() if readers},
+            "write": {name: writer for name, writer in found.get("write", {}).items() if not _another(writer)},
+        }
+        if kept == {"read": found.get("read", {}), "write": found.get("write", {})}:
+            return []
+        _write(path, json.dumps(kept).encode())
+        return [f"Removed a killed DVC from {path}: its process number is somebody else's by now."]
+
+
+def _another(entry: dict[str, Any]) -> bool:
+    """Whether the number of an entry {pid, cmd} is that of a living process which was started with another command."""
     try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        path.unlink()
-        return [f"Removed {path}, which a killed DVC had not written to its end."]
-    return []
+        return not " ".join(psutil.Process(entry["pid"]).cmdline()).endswith(entry["cmd"])
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # the first DVC sees by itself, the second is not ours to judge
+        return False
 
 
 def _mend_lock_file(root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """A checkout whose DVC was killed while it wrote its own files; with the real DVC, which shows first that it cannot go on."""
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,32 @@ def test_a_cut_rwlock_is_removed_before_the_next_command(checkout: Path, content
     rwlock.write_text(content)
     assert mend(checkout) == [f"Removed {rwlock}, which a killed DVC had not written to its end."]
     assert mend(checkout) == []
+
+
+def test_a_killed_dvc_whose_number_is_somebody_else_s_is_waited_for_no_longer(checkout: Path) -> None:
+    bring_up(checkout)
+    rwlock = checkout / ".dvc" / "tmp" / "rwlock"
+    (checkout / "in.txt").write_text("2")
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as stranger:
+        entry = {"pid": stranger.pid, "cmd": "dvc/__main__.py repro --single-item one@demo"}
+        dead = {"pid": 2**22 - 1, "cmd": "gone"}
+        rwlock.write_text(json.dumps({"read": {str(checkout / "in.txt"): [entry, dead]}, "write": {str(checkout / "one.txt"): entry}}))
+        assert "is busy" in dvc(checkout, "repro", "--single-item", "one@demo").stderr, "this DVC sees it by itself: remove our own mending"
+        assert mend(checkout) == [f"Removed a killed DVC from {rwlock}: its process number is somebody else's by now."]
+        assert json.loads(rwlock.read_text()) == {"read": {str(checkout / "in.txt"): [dead]}, "write": {}}
+        assert bring_up(checkout, "one") == ["run"]
+        stranger.communicate()
+
+
+def test_a_living_dvc_is_left_in_the_rwlock(checkout: Path) -> None:
+    bring_up(checkout)
+    rwlock = checkout / ".dvc" / "tmp" / "rwlock"
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "repro", "one@demo"], stdin=subprocess.PIPE) as living:
+        whole = {"read": {}, "write": {str(checkout / "one.txt"): {"pid": living.pid, "cmd": "repro one@demo"}}}
+        rwlock.write_text(json.dumps(whole))
+        assert mend(checkout) == []
+        assert json.loads(rwlock.read_text()) == whole
+        living.communicate()
 
 
 def test_a_whole_rwlock_stays(checkout: Path) -> None:

@@ -13,11 +13,12 @@ from flows.metrics import FOLDER_VARIABLE
 from flows.terminal import say
 
 TASK = "tweet_sentiment"
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "params.yaml").touch()
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "metrics"))
     monkeypatch.setenv(FORMAT_VARIABLE, "json")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -28,7 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "register": lambda *_: 7,
         "check": lambda *_: say("it answers"),
         "publish": lambda *_: None,
-        "decide": lambda *_: {"version": 7},
+        "decide": lambda *_, **__: {"version": 7},
     }
     for name, step in steps.items():
         monkeypatch.setattr(module, name, step)

@@ -59,9 +59,9 @@ def _mend_rwlock(path: Path) -> list[str]:
 
 
 def _another(entry: dict[str, Any]) -> bool:
-    """Whether the number of an entry {pid, cmd} is that of a living process which was started with another command."""
+    """Whether the number of an entry {pid, cmd} is that of a living process that is no DVC; `cmd` has the path of DVC's module where the process has `-m dvc`."""
     try:
-        return not " ".join(psutil.Process(entry["pid"]).cmdline()).endswith(entry["cmd"])
+        return not any("dvc" in part for part in psutil.Process(entry["pid"]).cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):  # the first DVC sees by itself, the second is not ours to judge
         return False
 

@@ -64,8 +64,10 @@ def test_a_killed_dvc_whose_number_is_somebody_else_s_is_waited_for_no_longer(ch
 def test_a_living_dvc_is_left_in_the_rwlock(checkout: Path) -> None:
     bring_up(checkout)
     rwlock = checkout / ".dvc" / "tmp" / "rwlock"
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "repro", "one@demo"], stdin=subprocess.PIPE) as living:
-        whole = {"read": {}, "write": {str(checkout / "one.txt"): {"pid": living.pid, "cmd": "repro one@demo"}}}
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", "-m", "dvc", "repro", "one@demo"], stdin=subprocess.PIPE
+    ) as living:
+        whole = {"read": {}, "write": {str(checkout / "one.txt"): {"pid": living.pid, "cmd": "/somewhere/dvc/__main__.py repro one@demo"}}}
         rwlock.write_text(json.dumps(whole))
         assert mend(checkout) == []
         assert json.loads(rwlock.read_text()) == whole

@@ -1,7 +1,7 @@
 """`promptmill run` killed at random times, as a program that goes on where it was left: `python -m tests.faults.killed_runs FOLDER --kills N`.
 
 Every chain begins with other tuning params, so that DVC has almost all stages to run again. Its runs are killed at a random time
-(drawn over the span of one that is left alone) until one lives to its end; then everything is compared. Each kill and each chain is a line of FOLDER/events.jsonl.
+(as likely at any time, four in the span of one that is left alone) until one lives to its end; then everything is compared. Each kill and each chain is a line of FOLDER/events.jsonl.
 Servers live in a folder of their own for the length of the program; the checkout uses the default store for its records.
 """
 
@@ -48,7 +48,8 @@ STEP = re.compile(r"^\[(?:\d+/\d+\] )?(\w+)", re.MULTILINE)
 DONE = re.compile(r"^\[\d+/\d+\] (\w+)\n(?:(?!\[).*\n)*?      done ", re.MULTILINE)
 GONE_SECONDS = 60.0
 LONGEST_RUN_SECONDS = 5400.0
-KILLS_A_CHAIN = 8
+KILLS_A_CHAIN = 12
+KILLS_A_SPAN = 4.0  # on average, over the time that a run takes which is left alone
 ENDED = {0, 3}  # champion, or not let pass by the gate
 FINAL_STATES = {"COMPLETED", "CRASHED"}
 
@@ -194,9 +195,9 @@ def one_chain(campaign: Campaign, number: int, wanted: int, url: str) -> None:
         log = campaign.folder / f"run-{number}-{attempt}.log"
         began = time.monotonic()
         run = start(root, log, PREFECT_API_URL=url)
-        # Earlier times are likelier, so that a chain has several kills; as finished stages are reused, they spread over all of them.
-        disturbed = span and attempt < KILLS_A_CHAIN and campaign.kills() < wanted
-        moment = span * randomness.betavariate(1, 2) if disturbed else LONGEST_RUN_SECONDS
+        # As likely at any time; as finished stages are reused, the kills of a chain spread over all of them.
+        disturbed = span > 0 and attempt < KILLS_A_CHAIN and campaign.kills() < wanted
+        moment = randomness.expovariate(KILLS_A_SPAN / span) if disturbed else LONGEST_RUN_SECONDS
         everything = randomness.random() < 0.5
         try:
             code: int | None = run.wait(timeout=moment)

@@ -101,6 +101,7 @@ def fork(function: Callable[[], None], log: Path | None = None) -> int:
     if pid:
         return pid
     code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with (log or Path(os.environ["FAULTS_LOG"])).open("ab", buffering=0) as stream:
             os.dup2(stream.fileno(), 1)
@@ -302,6 +303,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     os.environ["FAULTS_LOG"] = str(options.folder / "children.log")
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended then as well
     server = Server(options.folder, forked=options.scenario != "concurrent")
     with stopped_at_the_end(server):
         if options.scenario == "concurrent":

@@ -57,7 +57,8 @@ FINAL_STATES = {"COMPLETED", "CRASHED"}
 class Campaign:
     """Two checkouts of one task, one that is disturbed and one that is not, and what happened so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first: int = 0) -> None:
+        self.first = first
         self.folder, self.root, self.undisturbed = folder, folder / "checkout", folder / "undisturbed"
         self.servers = folder / "servers"
         self.events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()] if (folder / EVENTS).is_file() else []
@@ -71,7 +72,7 @@ class Campaign:
     def next_chain(self) -> int:
         """The chain that the program was ended in, or else a new one."""
         if not self.events:
-            return 0
+            return self.first
         last = self.events[-1]
         return int(last["chain"]) + (last["event"] == "chain")
 
@@ -234,12 +235,12 @@ def totals(campaign: Campaign) -> dict[str, Any]:
     }
 
 
-def work(folder: Path, *, kills: int, seconds: float) -> dict[str, Any]:
+def work(folder: Path, *, kills: int, seconds: float, first: int = 0) -> dict[str, Any]:
     """Chains until there were `kills` kills, or `seconds` are over and a chain is at its end; returns `totals`."""
     torch.set_num_threads(1)
     reach_loopback_directly()
     folder.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(folder.resolve())
+    campaign = Campaign(folder.resolve(), first)
     campaign.prepare()
     began = time.monotonic()
     campaign.servers.mkdir(exist_ok=True)
@@ -256,8 +257,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--first", type=int, default=0, help="the number of the first chain, from which seeds and times are drawn")
     options = parser.parse_args()
-    sys.stdout.write(json.dumps(work(options.folder, kills=options.kills, seconds=options.seconds)) + "\n")
+    found = work(options.folder, kills=options.kills, seconds=options.seconds, first=options.first)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

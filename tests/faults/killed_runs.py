@@ -104,7 +104,7 @@ class Campaign:
             write_rows(root / "rows.csv", 900 + seed - seed % 3)
             commit(root, f"seed {seed}")
         with inside(self.undisturbed):
-            for name in (*(BEFORE_TUNE if seed % 3 == 0 else ()), "tune"):
+            for name in (*(BEFORE_TUNE if seed % 3 == 0 or seed == self.first else ()), "tune"):
                 run_stage(self.undisturbed, name, TASK)
         return tensor(self.undisturbed)
 

@@ -29,6 +29,7 @@ from flows.flow_runs import TAG_PREFIX
 from flows.services import prefect_service, running
 from flows.settings import reach_loopback_directly, state_folder
 from pipeline.__main__ import run_stage
+from pipeline.errors import StageInputError
 from pipeline.layout import Layout
 from pipeline.manifest import verify_bundle
 from pipeline.registry import doctor
@@ -154,7 +155,10 @@ def kill(run: "subprocess.Popen[bytes]", root: Path, everything: bool) -> None:
 
 def finished(root: Path, before: dict[str, Any]) -> set[str]:
     """The stages that dvc.lock records otherwise than `before`: they were finished since."""
-    entries = read_lock(root / LOCK_FILE) if (root / LOCK_FILE).is_file() else {}
+    try:
+        entries = read_lock(root / LOCK_FILE) if (root / LOCK_FILE).is_file() else {}
+    except StageInputError:  # cut in the middle: the next run puts the one before back
+        return set()
     return {name.partition("@")[0] for name, entry in entries.items() if before.get(name) != entry}
 
 

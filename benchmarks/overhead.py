@@ -229,10 +229,7 @@ def run(options: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix="overhead-") as name:
         found = measure(options.repetitions, Path(name))
     runs = summary({arm: [*before.get(arm, []), *repetitions] for arm, repetitions in found.items()})
-    medians = {(run["what"], run["server"]): run["overhead"]["median"] for run in runs}
-    goals = [
-        goal(f"{what}, {kind}: at most {limit:g}", medians[what, kind], limit, at_least=False) for (what, kind), limit in GOALS.items()
-    ]
+    goals = judge(runs)
     write_results(
         "overhead",
         title=TITLE,

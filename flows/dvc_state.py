@@ -1,9 +1,9 @@
 """What a DVC that was killed in the middle of a write leaves behind: its own files, which it overwrites in place.
 
-DVC 3 writes `.dvc/tmp/rwlock` several times in each command and `dvc.lock` after each stage, both from their first byte on. Killed in between it leaves
-an empty or a cut file; with the first no DVC command works any more, with the second every stage after the cut is forgotten. So `dvc.lock` is
-kept before each command that may write it. The rwlock also names the processes that were at work by their numbers; once the system gives the number of a
-killed one to somebody else, DVC would wait for that.
+DVC 3 writes `.dvc/tmp/rwlock` several times in each command and `dvc.lock` after each stage, both from their first byte on. Killed in between it leaves an
+empty or a cut file; with the first no DVC command works any more, with the second every stage after the cut is forgotten. So `dvc.lock` is kept before
+each command that may write it: in the checkout's own `.dvc/tmp`, for several checkouts may share one state folder. The rwlock also names the processes
+that were at work by their numbers; once the system gives the number of a killed one to somebody else, DVC would wait for that.
 """
 
 import fcntl
@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-from flows.settings import state_folder
 from pipeline.errors import WorkspaceError
 from pipeline.records import replacing_file
 
@@ -67,13 +66,12 @@ def _another(entry: dict[str, Any]) -> bool:
 
 
 def _mend_lock_file(root: Path) -> list[str]:
-    path, kept = root / LOCK_FILE, state_folder(root) / KEPT_LOCK
+    path, kept = root / LOCK_FILE, root / ".dvc" / "tmp" / KEPT_LOCK
     if not path.is_file():
         return []
     found, before = path.read_bytes(), kept.read_bytes() if kept.is_file() else None
     whole = found.endswith(b"\n")  # the last that DVC writes
     if whole and found != before:
-        kept.parent.mkdir(parents=True, exist_ok=True)
         _write(kept, found)
     if whole:
         return []

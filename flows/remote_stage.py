@@ -25,6 +25,7 @@ from flows.terminal import duration, say
 from flows.workspace import changed_stages, stage_address, write_lock
 from pipeline.errors import StageFailed, WorkspaceError
 from pipeline.params import ExecutionParams
+from pipeline.records import replacing_file
 from pipeline.registry.tracking import read_lock
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def accept(root: Path, task: str, stage: str, answer: StageAnswer) -> None:
                 f"{stage_address(stage, task)}` says which). Were files changed here meanwhile? Commit, and run again."
             )
     except BaseException:
-        lock.write_bytes(before)
+        with replacing_file(lock) as temporary:
+            temporary.write_bytes(before)
         raise
 
 

@@ -101,7 +101,7 @@ def test_without_an_earlier_one_a_cut_lock_file_is_an_error_that_says_what_to_do
     bring_up(checkout)
     lock = checkout / "dvc.lock"
     lock.write_text(lock.read_text()[:40])
-    (checkout / ".promptmill" / "dvc.lock.kept").unlink()
+    (checkout / ".dvc" / "tmp" / "dvc.lock.kept").unlink()
     with pytest.raises(WorkspaceError, match=r"ends in the middle of a line.*git checkout -- dvc\.lock"):
         changed_stages(checkout, "demo", STAGES)
     lock.unlink()
@@ -122,3 +122,19 @@ def test_nothing_is_touched_while_a_dvc_is_at_work(checkout: Path) -> None:
         assert rwlock.read_text() == ""
         other.communicate()
     assert len(mend(checkout)) == 1
+
+
+def test_checkouts_that_share_a_state_folder_keep_a_lock_file_each(checkout: Path) -> None:
+    fleet = make_trivial(checkout.parent / "fleet", {"one": writes("one"), "two": writes("two")}, {"one": ["in.txt"], "two": ["one.txt"]})
+    (fleet / "in.txt").write_text("2")
+    (fleet / ".promptmill").symlink_to(checkout / ".promptmill")
+    bring_up(checkout)
+    bring_up(fleet)
+    bring_up(checkout)
+    lock = fleet / "dvc.lock"
+    whole = lock.read_text()
+    mend(fleet)
+    mend(checkout)
+    lock.write_text(whole[:40])
+    assert mend(fleet) == [f"Restored {lock} as it was before the stage during which DVC was killed."]
+    assert lock.read_text() == whole

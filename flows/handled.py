@@ -1,5 +1,7 @@
 """Whether a task's outputs, as they are, have been through everything already: recorded, registered, judged, and promoted or answered."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ def handled_version(root: Path, task: str) -> dict[str, Any] | None:
     from pipeline.registry.registry import list_versions
     from pipeline.registry.tracking import lock_entries, stage_key
 
-    if changed_stages(root, task):
-        return None
+    with ThreadPoolExecutor(max_workers=1) as pool:  # DVC looks in a process of its own while MLflow is imported: seconds each
+        looking = pool.submit(copy_context().run, changed_stages, root, task)
+        try:
+            versions = list_versions(root=root, task=task)
+        except RegistryError:
+            versions = []  # nothing registered yet, or no store: the flow makes one, or says why it cannot
+        if looking.result():
+            return None
     key = stage_key(entries=lock_entries(lock=root / LOCK_FILE, task=task))
-    try:
-        versions = list_versions(root=root, task=task)
-    except RegistryError:
-        return None  # nothing registered yet, or no store: the flow makes one, or says why it cannot
     approval = load_task(root / PARAMS_FILE, task).promotion.approval
     champion = next((version["version"] for version in versions if "champion" in version["aliases"]), None)
     return next((v for v in versions if v["stage_key"] == key and _needs_nothing(v, approval, champion)), None)

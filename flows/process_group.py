@@ -21,9 +21,17 @@ POLL_SECONDS = 0.05
 
 @contextmanager
 def process_group(
-    command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None, stdout: IO[bytes] | int, stderr: IO[bytes] | int
+    command: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> Generator[subprocess.Popen[bytes]]:
     """Start `command` (in this process's environment, or `environment`) as the leader of a new session; on leaving the block, however it is left, nothing of its group lives.
+
+    The group is asked to end, and killed after `grace_seconds`.
 
     When this process is killed inside the block, a watcher ends the group within some seconds. A descendant that starts a session of its own escapes.
     """
@@ -41,7 +49,7 @@ def process_group(
         try:
             yield process
         finally:
-            end_group(process)
+            end_group(process, grace_seconds)
 
 
 @contextmanager

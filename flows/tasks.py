@@ -1,7 +1,5 @@
 """The steps of the flows as Prefect tasks. DVC owns what is current, so Prefect caches and stores no result."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,18 +17,17 @@ from prefect.logging.handlers import APILogWorker
 from flows import metrics
 from flows.dvc_state import LOCK_FILE
 from flows.log_format import log_context
-from flows.process_group import process_group
 from flows.promotion_lock import shared_lock
 from flows.remote_stage import run_on_pool
-from flows.settings import log_file
+from flows.serving import serving
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
 from flows.terminal import duration, say, screen_of
-from pipeline.errors import RegistryError
 from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
 from pipeline.registry import promotion, registry, tracking
+from pipeline.registry.check_version import ask, check_answers, rows_to_ask, verify_stored
 from pipeline.registry.locks import person
 from pipeline.registry.spool import spool_run
 
@@ -132,22 +129,20 @@ def register(root: Path, name: str, run_id: str, stage_key: str) -> int:
 
 @_uncached(name="check the version", task_run_name="check the version", timeout_seconds=CHECK_SECONDS)
 def check(root: Path, name: str, version: int) -> None:
-    """Load the registered version in a fresh process and let it answer two texts; raises RegistryError when it does not."""
+    """Serve the registered version in a fresh process and let it answer rows of the test split; raises RegistryError or BundleError when it does not.
+
+    That guards the champion's alias, so a version that has it already is not served: every load of it is verified anyway.
+    """
     finish = _step(f"[check] {name} version {version} answers in a fresh process")
-    log = log_file(root, name, "check")
-    command = (sys.executable, "-m", "pipeline.registry.check_version", name, str(version), "--root", str(root))
-    with log.open("wb") as stream, process_group(command, folder=root, stdout=stream, stderr=subprocess.STDOUT) as process:
-        code = None
-        while code is None:  # short waits in Python code, so that a time-out or signal is seen at once
-            time.sleep(0.1)
-            code = process.poll()
-    printed = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = printed[-1] if printed else "it printed nothing"
-    if code != 0:
-        raise RegistryError(
-            f"{name} version {version} does not answer in a fresh process: {last.removeprefix('error: ')} All it printed is in {log}."
-        )
-    finish(last)
+    if "champion" in registry.show(root=root, task=name, selector=version)["aliases"]:
+        finish("not asked again: it is champion already, so no alias moves")
+        return
+    rows = rows_to_ask(root=root, task=name)
+    verify_stored(root=root, task=name, version=version)
+    with serving(root, name, version) as url:
+        answers = ask(url, rows)
+    check_answers(f"{name} version {version}", rows, answers)
+    finish(f"{len(answers)} rows answered: {[answer.get('label', answer.get('answer')) for answer in answers]}")
 
 
 @_uncached(name="promote", task_run_name="promote")

@@ -1,93 +1,45 @@
-"""`python -m pipeline.registry.check_version TASK VERSION`: serve a registered version as infra would, and let it answer.
+"""What a version must answer before it may become champion: to rows of the test split, asked over HTTP as in production.
 
-`mlflow models serve` loads it in a process of its own, so that nothing of the run that made the version can help it to load, and answers over HTTP on
-loopback. What does not answer here would not answer in production either, so no alias moves before this.
+What does not answer here would not answer in production either, so no alias moves before this. `flows/serving.py` starts the server.
 """
 
-import argparse
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.errors import PromptmillError, RegistryError
+from pipeline.errors import RegistryError
 from pipeline.layout import Layout
 from pipeline.records import read_parquet
-from pipeline.registry.connection import tracking_uri
 from pipeline.registry.registry import download_bundle
 
 ROWS = 2
 TOLERANCE = 1e-3
-HOST = "127.0.0.1"
-SERVE_SECONDS = 600.0
 ANSWER_SECONDS = 120.0
-POLL_SECONDS = 0.2
 
 
-def check_version(*, root: Path, task: str, version: int, seconds: float = SERVE_SECONDS) -> list[dict[str, Any]]:
-    """The answers of `task` version `version`, served by MLflow, to the first rows of the test split.
-
-    Raises BundleError when what is stored is not what was registered, RegistryError when it does not answer within `seconds`, or answers
-    anything but label probabilities that sum to 1, or texts.
-    """
+def rows_to_ask(*, root: Path, task: str) -> list[dict[str, str]]:
+    """The texts of the first rows of the test split, as a caller would send them; raises StageInputError when there is no split."""
     frame = read_parquet(Layout(root, task).path("test")).head(ROWS)
     texts = [name for name in frame.columns if all(isinstance(value, str) for value in frame[name])]
-    rows = [{str(name): value for name, value in row.items()} for row in frame[texts].to_dict(orient="records")]
-    with tempfile.TemporaryDirectory() as folder:  # what MLflow reads before our loader is called must be verified before it does
-        download_bundle(root=root, task=task, version=version, destination=Path(folder) / "bundle")
-    with serving(root=root, task=task, version=version, seconds=seconds) as url:
-        found = ask(url, rows)
-    if len(found) != len(rows):
-        raise RegistryError(f"{task} version {version} gave {len(found)} answers to {len(rows)} rows. Do not promote it; register again.")
-    for number, answer in enumerate(found, 1):
-        check_answer(f"{task} version {version}, test row {number}", answer)
-    return found
+    return [{str(name): value for name, value in row.items()} for row in frame[texts].to_dict(orient="records")]
 
 
-@contextmanager
-def serving(*, root: Path, task: str, version: int, seconds: float = SERVE_SECONDS) -> Generator[str]:
-    """`mlflow models serve` of a version on a free port of loopback; yields its address once it answers.
+def verify_stored(*, root: Path, task: str, version: int) -> None:
+    """Download the version and verify it, as must be done before a server loads it: what MLflow reads before our loader is called is code to it.
 
-    Raises RegistryError with the last line that it printed when it ends, or does not answer within `seconds`.
+    Raises BundleError when what is stored is not what was registered, RegistryError when it cannot be downloaded.
     """
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = int(probe.getsockname()[1])
-    uri = tracking_uri(root=root)
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{task}/{version}", "--env-manager", "local"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": os.environ.get("MLFLOW_REGISTRY_URI") or uri}
-    environment["PATH"] = os.pathsep.join(
-        (str(Path(sys.executable).parent), environment.get("PATH", os.defpath))
-    )  # it starts uvicorn by name
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [*command, "--host", HOST, "--port", str(port)], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            url = f"http://{HOST}:{port}"
-            deadline = time.monotonic() + seconds
-            while not _answers(f"{url}/ping"):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    how = f"took longer than {seconds:g} s" if server.poll() is None else f"ended with exit code {server.returncode}"
-                    raise RegistryError(f"Serving {task} version {version} {how}: {_last_line(log)} Register it again; do not promote it.")
-                time.sleep(POLL_SECONDS)
-            yield url
-        finally:
-            _end(server)
+    with tempfile.TemporaryDirectory() as folder:
+        download_bundle(root=root, task=task, version=version, destination=Path(folder) / "bundle")
 
 
 def ask(url: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """What a server of `serving` answers to rows of texts; raises RegistryError with its own words when it refuses."""
+    """What the model server at `url` answers to rows of texts; raises RegistryError with its own words when it refuses."""
     body = json.dumps({"dataframe_records": list(rows)}).encode()
     request = urllib.request.Request(f"{url}/invocations", data=body, headers={"Content-Type": "application/json"})
     try:
@@ -105,35 +57,21 @@ def ask(url: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     return cast(list[dict[str, Any]], answers)
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """MLflow's command starts the web server as a child, which its own end would leave behind."""
-    import psutil
-
-    processes = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    server.kill()
-    server.wait()
-
-
-def _answers(url: str) -> bool:
+def ready(url: str) -> bool:
+    """Whether the model server at `url` has loaded its version."""
     try:
-        with _opener().open(url, timeout=5.0) as response:
+        with _opener().open(f"{url}/ping", timeout=5.0) as response:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Without the proxy that the environment may name: the server is on loopback."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def _last_line(log: Any) -> str:
-    log.seek(0)
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing."
+def check_answers(what: str, rows: Sequence[Mapping[str, str]], answers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RegistryError unless every row has one proper answer; `what` names the version in the message."""
+    if len(answers) != len(rows):
+        raise RegistryError(f"{what} gave {len(answers)} answers to {len(rows)} rows. Do not promote it; register again.")
+    for number, answer in enumerate(answers, 1):
+        check_answer(f"{what}, test row {number}", answer)
 
 
 def check_answer(where: str, answer: Mapping[str, Any]) -> None:
@@ -158,23 +96,6 @@ def check_answer(where: str, answer: Mapping[str, Any]) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, check the version, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.registry.check_version", description="Load a registered version and let it answer."
-    )
-    parser.add_argument("task")
-    parser.add_argument("version", type=int)
-    parser.add_argument("--root", type=Path, default=Path(), help="the folder of params.yaml")
-    options = parser.parse_args(arguments)
-    try:
-        answers = check_version(root=options.root.resolve(), task=options.task, version=options.version)
-    except PromptmillError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stdout.write(f"{len(answers)} rows answered: {[answer.get('label', answer.get('answer')) for answer in answers]}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _opener() -> urllib.request.OpenerDirector:
+    """Without the proxy that the environment may name: the server is on loopback."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -35,15 +35,12 @@ from pipeline.manifest import verify_bundle
 from pipeline.registry import doctor
 from pipeline.registry.registry import list_versions
 from pipeline.registry.tracking import lock_entries, read_lock, stage_key
-from tests.faults.tiny_checkout import change, commit, environment, inside, make_checkout
+from tests.faults.tiny_checkout import change, commit, environment, inside, let_pass, make_checkout
 from tests.stages.conftest import TASK, write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVENTS = "events.jsonl"
-TUNE = {"maximum_steps": 60, "evaluate_every": 20, "checkpoint_every": 5, "learning_rate": 0.3}
-# Verbalizers of one token each, which 60 steps suffice to tell apart: so that versions pass the gate, and promotions are killed as well.
-VERBALIZERS = {"bad": " bad", "good": " good"}
-COMPARE = {"mode": "non_inferior", "margin": 0.4}
+TUNE = {"maximum_steps": 60, "evaluate_every": 20, "checkpoint_every": 5}
 BEFORE_TUNE = ("ingest", "validate", "split")
 STEP = re.compile(r"^\[(?:\d+/\d+\] )?(\w+)", re.MULTILINE)
 DONE = re.compile(r"^\[\d+/\d+\] (\w+)\n(?:(?!\[).*\n)*?      done ", re.MULTILINE)
@@ -95,7 +92,7 @@ class Campaign:
             return
         for root in (self.root, self.undisturbed):
             make_checkout(REPOSITORY, root, **TUNE)
-            change(root, _promotable)
+            change(root, let_pass)  # so that promotions are killed as well
         (self.folder / "prepared").touch()
 
     def begin_chain(self, seed: int) -> str:
@@ -108,11 +105,6 @@ class Campaign:
             for name in (*(BEFORE_TUNE if seed % 3 == 0 or seed == self.first else ()), "tune"):
                 run_stage(self.undisturbed, name, TASK)
         return tensor(self.undisturbed)
-
-
-def _promotable(sections: dict[str, Any]) -> None:
-    sections["prompt"]["verbalizers"] = VERBALIZERS
-    sections["compare"] = COMPARE
 
 
 def start(root: Path, log: Path, **more: str) -> "subprocess.Popen[bytes]":

@@ -1,8 +1,7 @@
 import pytest
 
 from pipeline.errors import RegistryError
-from pipeline.registry.check_version import check_answer, main
-from tests.registry.registry_workspace import TASK
+from pipeline.registry.check_version import check_answer, check_answers
 
 
 def test_a_proper_answer_passes() -> None:
@@ -28,9 +27,10 @@ def test_an_answer_that_is_none_is_refused(answer: dict[str, object], complaint:
         check_answer("row 1", answer)
 
 
-def test_without_a_test_split_the_error_is_one_line(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([TASK, "1", "--root", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "test.parquet does not exist" in error
-    assert error.count("\n") == 1
+def test_every_row_wants_an_answer() -> None:
+    answer = {"label": "b", "p.a": 0.25, "p.b": 0.75}
+    check_answers("t version 1", [{"text": "x"}], [answer])
+    with pytest.raises(RegistryError, match=r"t version 1 gave 1 answers to 2 rows"):
+        check_answers("t version 1", [{"text": "x"}, {"text": "y"}], [answer])
+    with pytest.raises(RegistryError, match=r"t version 1, test row 2: the label is None"):
+        check_answers("t version 1", [{"text": "x"}, {"text": "y"}], [answer, {"p.a": 0.4, "p.b": 0.6}])

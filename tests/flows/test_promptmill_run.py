@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -13,14 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
-from prefect import State
+from prefect import State, flow
 
 from flows import cli
 from flows.handled import handled_version
 from flows.predict import LONGEST_CELL
 from flows.retrain import retrain
-from pipeline.layout import STAGES
+from flows.serving import serving
+from flows.tasks import check
+from pipeline.errors import PromptmillError, RegistryError
+from pipeline.layout import STAGES, Layout
+from pipeline.registry.connection import connect
 from pipeline.registry.registry import list_versions
 from tests.flows.data_workspace import commit
 from tests.flows.flow_workspace import PREPARED, REASON, environment, living, make_prepared, prepare, promptmill
@@ -317,6 +323,41 @@ def test_a_scheduled_run_with_nothing_to_do_ends_unchanged(changeable: Path, mon
     assert [version["version"] for version in versions(root)] == [1]
     (root / PREPARED / "noted").write_text("every stage depends on this folder", encoding="utf-8")
     assert handled_version(root, TASK) is None
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_version_is_served_before_the_alias_moves_and_not_once_it_has_it(
+    changeable: Path, inside: Inside, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = changeable
+
+    @flow(name="checking", persist_result=False)
+    def checking(version: int) -> None:
+        check(root, TASK, version)
+
+    assert inside("promote", TASK, "1")[0] == 0
+    checking(1)
+    assert "not asked again: it is champion already, so no alias moves" in capsys.readouterr().err
+    Layout(root, TASK).path("test").unlink()
+    connect(root=root).client.delete_registered_model_alias(TASK, "champion")
+    with pytest.raises(PromptmillError, match=r"test\.parquet does not exist"):
+        checking(1)
+
+
+def test_a_server_that_does_not_come_up_is_an_error_that_says_where_it_printed(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _ = promoted
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    log = root / ".promptmill" / "logs" / TASK / "check.log"
+    with (
+        pytest.raises(RegistryError, match=rf"version 99 .*serving it ended with exit code 1: .*{re.escape(str(log))}"),
+        serving(root, TASK, 99),
+    ):
+        pass
+    assert "version=99) not found" in log.read_text(encoding="utf-8")
+    with pytest.raises(RegistryError, match=r"serving it took longer than 0\.5 s"), serving(root, TASK, 1, seconds=0.5):
+        pass
+    assert not [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(root)]
 
 
 @pytest.mark.slow

@@ -47,6 +47,13 @@ with get_client(sync_client=True) as client:
     print([line.message for line in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)])
 """
 FLOW_POOL = "promptmill"
+ARTIFACT = """\
+import sys
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+with get_client(sync_client=True) as client:
+    print(client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[sys.argv[1]])))[-1].data)
+"""
 UNFINISHED = """\
 import json
 from prefect.client.orchestration import get_client
@@ -97,7 +104,7 @@ def addresses(base: Path) -> dict[str, str]:
 @pytest.fixture
 def workers(site: Site, reference: tuple[str, str]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Two workers that have never run a stage; the checkout knows nothing of tune and score, and the remote of no checkpoint."""
-    assert reference
+    assert len(reference) == 2
     site.forget_the_two()
     python(site, FORGET)
     started = {pool: site.worker(pool, site.clone(f"{pool}-box")) for pool in POOLS.values()}
@@ -144,8 +151,9 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     """Three workers: one has the flow, as `promptmill deploy` set it up, and two the stages that it hands out."""
     assert len(workers) == 2
     deploy(site)
-    assert python(site, RUN_DEPLOYED, f"retrain/{TASK}", "1500", "{}").splitlines()[-1] in ("Completed", "NotPromoted"), site.logs()
+    assert python(site, RUN_DEPLOYED, f"retrain/{TASK}", "1500", "{}").splitlines()[-1] == "Completed", site.logs()
     assert results(site) == reference
+    see_the_champion(site)
     for pool in POOLS.values():
         assert f"running on {pool}-box of the work pool {pool}" in site.log("worker-flows")
     keys = python(site, KEYS.replace("promptmill-dvc", "promptmill-artifacts"))
@@ -154,6 +162,18 @@ def test_a_deployed_run_makes_on_workers_what_one_machine_makes_and_is_recorded(
     figures = {stage: (site.base / "figures" / f"promptmill-{TASK}-{stage}.prom").read_text(encoding="utf-8") for stage in POOLS}
     assert all(f'promptmill_stage_seconds{{stage="{stage}",task="{TASK}"}}' in figures[stage] for stage in POOLS)
     assert f'promptmill_tune_examples_per_second{{task="{TASK}"}}' in figures["tune"]
+
+
+def see_the_champion(site: Site) -> None:
+    """See that the version of a deployed run is champion, in the terminal and on Prefect's page."""
+    said = promptmill("status", "--json", "--publish", folder=site.checkout, **site.environment)
+    assert said.returncode == 0, said.stderr
+    (row,) = json.loads(said.stdout)
+    assert (row["champion"], row["newest"], row["decision"], row["waiting"], row["notes"]) == (1, 1, "promote", [], [])
+    assert row["last_run"]["state"] == "Completed"
+    published = python(site, ARTIFACT, "promptmill-status")
+    assert f"| {TASK} | version 1" in published
+    assert "| Completed" in published
 
 
 def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
@@ -169,6 +189,31 @@ def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
     assert "It is handed out again." in site.log("killed")
     assert results(site) == reference
     assert "fetched the checkpoint" in python(site, LOGS)
+
+
+@pytest.mark.slow
+def test_another_machine_takes_over_from_one_that_stays_dark(
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
+) -> None:
+    run = site.flow("taken-over")
+    wait_for_a_checkpoint(site)
+    kill_tree(workers["gpu"].pid)
+    site.worker("gpu", site.clone("second-gpu-box"))
+    assert run.wait() == 0, site.logs()
+    assert "The worker gpu-box sends no heartbeat any more. It is handed out again." in site.log("taken-over")
+    assert "running on second-gpu-box of the work pool gpu" in site.log("taken-over")
+    assert results(site) == reference
+    assert "fetched the checkpoint" in python(site, LOGS)
+
+
+@pytest.mark.slow
+def test_a_fleet_hands_its_stages_to_workers(site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]) -> None:
+    assert len(workers) == 2
+    done = promptmill("retrain-all", folder=site.checkout, **site.environment)
+    assert done.returncode == 0, done.stderr + site.logs()
+    for pool in POOLS.values():
+        assert f"running on {pool}-box of the work pool {pool}" in done.stderr
+    assert results(site) == reference
 
 
 @pytest.mark.slow

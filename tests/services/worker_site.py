@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.layout import Layout
 from pipeline.records import read_json
-from tests.faults.tiny_checkout import MODEL, change, commit, git, make_checkout, run_stages
+from tests.faults.tiny_checkout import MODEL, change, commit, git, let_pass, make_checkout, run_stages
 from tests.stages.conftest import TASK
 
 POOLS = {"tune": "gpu", "score": "scoring"}
@@ -53,6 +53,7 @@ class Site:
     def make_checkout(self, repo_root: Path, *, execution: Mapping[str, Any], **tune: Any) -> None:
         """The flow's checkout with all stages run in it, committed, with a DVC remote."""
         make_checkout(repo_root, self.checkout, **tune)
+        change(self.checkout, let_pass)
         change(self.checkout, lambda sections: sections.update(execution={**POOLS, "start_seconds": WAIT_SECONDS, **execution}))
         self.dvc("remote", "add", "--default", "shared", self.remote)
         commit(self.checkout, "the remote, and where stages run")

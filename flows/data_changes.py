@@ -1,7 +1,6 @@
 """`promptmill data add` and `promptmill data refresh`: new rows for a task, versioned, and what they change."""
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dvc_cache import check_not_handed_out_altered, versioned_source
+from flows.dvc_command import run_dvc
 from flows.dvc_state import LOCK_FILE
 from flows.events import DATA_CHANGED, announce
 from flows.settings import state_folder
@@ -105,8 +105,7 @@ def compare_versions(before: RawTable, after: RawTable, params: TaskParams) -> d
 
 def dvc_add(root: Path, path: str) -> None:
     """Version a file with DVC; raises WorkspaceError with DVC's words when it does not take it."""
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", path]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    done = run_dvc(root, "add", "--quiet", path)
     if done.returncode != 0:
         raise WorkspaceError(
             f"`dvc add {path}` failed in {root}: {' '.join(done.stderr.split())} Should git ignore the folder, let .gitignore hold `/data/*` and `!/{SOURCES}/`."
@@ -171,8 +170,7 @@ def _former_raw(root: Path, task: str, folder: Path) -> RawTable | None:
     """A copy of the raw table as it is before it is replaced, or as DVC's cache has it; None when there is none that is intact."""
     raw, copy = Layout(root, task).path("raw"), folder / "former.parquet"
     if not raw.exists():  # DVC removes it before ingest runs, so it is gone after a run that failed, and in a new clone
-        command = [sys.executable, "-m", "dvc", "checkout", "--quiet", str(raw), str(checksum_file(raw))]
-        subprocess.run(command, cwd=root, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        run_dvc(root, "checkout", "--quiet", str(raw), str(checksum_file(raw)))
     try:
         sha256 = verify_parquet(raw)
     except StageInputError as error:

@@ -6,12 +6,11 @@ DVC trusts the objects of its cache: `dvc checkout` hands out an altered one wit
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.dvc_command import run_dvc
 from flows.dvc_state import LOCK_FILE
 from flows.terminal import answer
 from flows.workspace import check_checkout
@@ -99,8 +98,7 @@ def _advise(root: Path, task: str, path: str, cache: Path) -> None:
 
 def cache_folder(root: Path) -> Path:
     """The folder of the cache's objects; raises WorkspaceError when DVC does not say where its cache is."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    done = run_dvc(root, "cache", "dir")
     if done.returncode != 0 or not done.stdout.strip():
         raise WorkspaceError(f"`dvc cache dir` failed in {root}: {' '.join(done.stderr.split())} Correct .dvc/config.")
     return root / done.stdout.strip() / "files" / "md5"

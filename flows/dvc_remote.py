@@ -1,10 +1,9 @@
 """Bringing files to the DVC remote and back, by DVC's own commands."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.dvc_command import run_dvc
 from pipeline.errors import WorkspaceError
 from pipeline.records import sha256_file
 
@@ -28,8 +27,7 @@ def output_sha256(root: Path, paths: Sequence[str]) -> dict[str, str]:
 
 
 def _transfer(root: Path, command: str, paths: Sequence[str], *flags: str) -> None:
-    arguments = [sys.executable, "-m", "dvc", command, *flags, *paths]
-    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    done = run_dvc(root, command, *flags, *paths)
     if done.returncode == 0:
         return
     said = " ".join(done.stderr.split())

@@ -6,7 +6,6 @@ back into the checkout, so that afterwards `promptmill run` finds nothing to do 
 
 import configparser
 import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
+from flows.dvc_command import run_dvc
 from flows.dvc_state import LOCK_FILE
 from flows.settings import state_folder
 from flows.workspace import stage_address, write_lock
@@ -145,14 +145,6 @@ def _is_of(address: str, task: str) -> bool:
 
 
 def _dvc(root: Path, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    done = run_dvc(root, *arguments)
     if done.returncode != 0:
         raise WorkspaceError(f"`dvc {' '.join(arguments[:2])}` failed in {root}: {' '.join(done.stderr.split())[-300:]}")

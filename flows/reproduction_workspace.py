@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 
 from flows.clones import clone_at, clone_folder, git, link_outside, outside_paths
 from flows.dvc_cache import DIRECTORY, cache_folder, cached_object, md5_file
+from flows.dvc_command import run_dvc
 from flows.dvc_state import LOCK_FILE
 from flows.process_group import process_group
-from flows.settings import log_file
+from flows.settings import last_line, log_file
 from flows.workspace import write_lock
 from pipeline.errors import WorkspaceError
 from pipeline.records import replacing_file
@@ -56,7 +56,7 @@ class Clone:
         ):
             status = process.wait()
         if status != 0:
-            raise NotTheSame(f"`python {' '.join(arguments)}` ended with exit code {status}: {_last_line(log)} All it printed is in {log}.")
+            raise NotTheSame(f"`python {' '.join(arguments)}` ended with exit code {status}: {last_line(log)}")
         return answer.read_text(encoding="utf-8")
 
     def environment(self) -> dict[str, str]:
@@ -154,16 +154,8 @@ def _pull(clone: Clone, lock: Mapping[str, Any], paths: Sequence[str]) -> None:
     local = clone.root / ".dvc" / "config.local"
     if local.is_file():
         shutil.copyfile(local, clone.folder / ".dvc" / "config.local")
-    command = [sys.executable, "-m", "dvc", "pull", *paths]
-    done = subprocess.run(
-        command, cwd=clone.folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
-    )
+    done = run_dvc(clone.folder, "pull", *paths)
     if done.returncode != 0:
         raise NotTheSame(
             f"{paths[0]} is not in DVC's cache, and `dvc pull` did not bring it: {' '.join(done.stderr.split())[-300:]} Add the DVC remote that holds it."
         )
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing."

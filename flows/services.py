@@ -1,4 +1,4 @@
-"""The Prefect and MLflow servers of one workspace, as processes of their own on loopback."""
+"""The servers of one workspace, as processes of their own on loopback: Prefect, MLflow, and one that serves a registered version."""
 
 import os
 import socket
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.process_group import process_group
-from flows.settings import log_file, missing_defaults, state_folder
+from flows.process_group import GRACE_SECONDS, process_group
+from flows.settings import last_line, log_file, missing_defaults, state_folder
 from pipeline.errors import WorkspaceError
 from pipeline.registry.connection import artifacts_folder, tracking_uri
 
@@ -24,6 +24,9 @@ HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 START_SECONDS = 180.0
+SERVE_SECONDS = 600.0  # it loads the base model
+# `mlflow models`, without the import of all of MLflow's other commands.
+MLFLOW_MODELS = "from mlflow.models.cli import commands; commands(prog_name='mlflow models')"
 POLL_SECONDS = 0.1
 
 
@@ -46,6 +49,8 @@ class Service:
     url: str
     health_url: str
     log: Path
+    start_seconds: float = START_SECONDS
+    grace_seconds: float = GRACE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,32 @@ def mlflow_service(root: Path) -> Service:
     return Service("MLflow", port, command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
 
 
+def version_service(root: Path, task: str, version: int, start_seconds: float = SERVE_SECONDS) -> Service:
+    """`mlflow models serve` of a registered version, as infra would start it; it answers once it has loaded the version.
+
+    The server is a fresh process, so nothing of the run that made the version can help it to load.
+    """
+    port = claim_port(0)
+    url, uri = f"http://{HOST}:{port.number}", tracking_uri(root=root)
+    programs = str(Path(sys.executable).parent)  # it starts uvicorn by name
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": os.environ.get("MLFLOW_REGISTRY_URI") or uri,
+        "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath))),
+    }
+    model = ("--model-uri", f"models:/{task}/{version}", "--env-manager", "local")
+    command = (sys.executable, "-c", MLFLOW_MODELS, "serve", *model, "--host", HOST, "--port", str(port.number))
+    name = f"{task} version {version}"
+    log = log_file(root, task, "check")
+    return Service(name, port, command, environment, url, f"{url}/ping", log, start_seconds, grace_seconds=0)  # it has nothing to keep
+
+
 @contextmanager
 def running(services: Sequence[Service], *, root: Path) -> Generator[list[RunningService]]:
     """Start servers together and yield when all answer; on leaving the block, however it is left, their process groups are gone.
 
-    Raises WorkspaceError with the last line of its log when one ends or does not answer within START_SECONDS.
+    Raises WorkspaceError with the last line of its log when one ends or does not answer within its `start_seconds`.
     """
     with ExitStack() as stack:
         started: list[RunningService] = []
@@ -90,7 +116,12 @@ def running(services: Sequence[Service], *, root: Path) -> Generator[list[Runnin
             stack.callback(service.port.claim.release)
             log = stack.enter_context(service.log.open("wb"))
             group = process_group(
-                service.command, folder=state_folder(root), environment=service.environment, stdout=log, stderr=subprocess.STDOUT
+                service.command,
+                folder=state_folder(root),
+                environment=service.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                grace_seconds=service.grace_seconds,
             )
             started.append(RunningService(service, stack.enter_context(group)))
         for one in started:
@@ -107,7 +138,7 @@ def check_alive(started: Sequence[RunningService]) -> None:
 
 
 def claim_port(preferred: int) -> Port:
-    """`preferred` when nothing listens there and no other promptmill is about to, else a port the system chooses.
+    """`preferred` (0: none) when nothing listens there and no other promptmill is about to, else a port the system chooses.
 
     A server takes seconds to listen. Without the claim, two runs that start together would choose one port, the second server would end,
     and the second run would be answered, and recorded, by the server of the first.
@@ -132,12 +163,12 @@ def claim_port(preferred: int) -> Port:
 
 
 def _wait_until_answering(started: RunningService) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + started.service.start_seconds
     while not answers(started.service.health_url):
         check_alive([started])
         if time.monotonic() > deadline:
             raise WorkspaceError(
-                f"The {started.service.name} server did not answer on {started.service.health_url} within {START_SECONDS:g} s. "
+                f"The {started.service.name} server did not answer on {started.service.health_url} within {started.service.start_seconds:g} s. "
                 f"See {started.service.log} and try again."
             )
         time.sleep(POLL_SECONDS)
@@ -151,9 +182,3 @@ def answers(url: str) -> bool:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-def last_line(log: Path) -> str:
-    """The last line that a server printed, and where the rest is."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'it printed nothing'}. All it printed is in {log}."

@@ -43,6 +43,12 @@ def prefect_defaults(root: Path) -> dict[str, str]:
     }
 
 
+def last_line(log: Path) -> str:
+    """The last line of what a process printed, and where the rest is."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1].rstrip('.') if lines else 'it printed nothing'}. All it printed is in {log}."
+
+
 def missing_defaults(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """The entries of `prefect_defaults` that `environment` leaves open."""
     return {name: value for name, value in prefect_defaults(root).items() if name not in environment}

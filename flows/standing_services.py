@@ -18,7 +18,8 @@ from typing import Literal
 
 import psutil
 
-from flows.services import HOST, POLL_SECONDS, Port, answers, claim_port, last_line
+from flows.services import HOST, POLL_SECONDS, Port, answers, claim_port
+from flows.settings import last_line
 from pipeline.errors import WorkspaceError
 from pipeline.records import read_json, write_json
 

@@ -19,10 +19,11 @@ from flows.dvc_state import LOCK_FILE
 from flows.log_format import log_context
 from flows.promotion_lock import shared_lock
 from flows.remote_stage import run_on_pool
-from flows.serving import serving
+from flows.services import running, version_service
 from flows.stage_process import StageDied, StageRun, run_stage
 from flows.summary import artifact_key, contract_markdown, gate_rows, verdict_markdown
 from flows.terminal import duration, say, screen_of
+from pipeline.errors import RegistryError, WorkspaceError
 from pipeline.layout import PARAMS_FILE, Layout
 from pipeline.params import load_task
 from pipeline.records import read_json
@@ -139,8 +140,11 @@ def check(root: Path, name: str, version: int) -> None:
         return
     rows = rows_to_ask(root=root, task=name)
     verify_stored(root=root, task=name, version=version)
-    with serving(root, name, version) as url:
-        answers = ask(url, rows)
+    try:
+        with running([version_service(root, name, version)], root=root) as (server,):
+            answers = ask(server.service.url, rows)
+    except WorkspaceError as error:
+        raise RegistryError(f"{error} Do not promote it; register it again.") from error
     check_answers(f"{name} version {version}", rows, answers)
     finish(f"{len(answers)} rows answered: {[answer.get('label', answer.get('answer')) for answer in answers]}")
 

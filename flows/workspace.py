@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ruamel.yaml import YAML
 
+from flows.dvc_command import run_dvc
 from flows.dvc_state import mend
 from flows.terminal import say
 from pipeline.combinations import load_runnable_task
@@ -47,8 +47,7 @@ def changed_stages(root: Path, task: str, stages: Sequence[str] = tuple(stage.na
     for sentence in mend(root):
         say(sentence)
     addresses = [stage_address(stage, task) for stage in stages]
-    command = [sys.executable, "-m", "dvc", "status", "--json", *addresses]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    done = run_dvc(root, "status", "--json", *addresses)
     if any(words in done.stderr for words in LOCK_HELD):
         raise WorkspaceError(
             f"Another promptmill or dvc is at work in {root}, and DVC lets only one in. Wait for it to end, or use a clone of your own."

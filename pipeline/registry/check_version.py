@@ -1,6 +1,6 @@
 """What a version must answer before it may become champion: to rows of the test split, asked over HTTP as in production.
 
-What does not answer here would not answer in production either, so no alias moves before this. `flows/serving.py` starts the server.
+What does not answer here would not answer in production either, so no alias moves before this. `flows/services.py` starts the server.
 """
 
 import json
@@ -55,15 +55,6 @@ def ask(url: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
             f"The served version answered {str(document)[:200]}, expected one mapping per row. Do not promote it; register again."
         )
     return cast(list[dict[str, Any]], answers)
-
-
-def ready(url: str) -> bool:
-    """Whether the model server at `url` has loaded its version."""
-    try:
-        with _opener().open(f"{url}/ping", timeout=5.0) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def check_answers(what: str, rows: Sequence[Mapping[str, str]], answers: Sequence[Mapping[str, Any]]) -> None:

@@ -22,9 +22,9 @@ from flows import cli
 from flows.handled import handled_version
 from flows.predict import LONGEST_CELL
 from flows.retrain import retrain
-from flows.serving import serving
+from flows.services import running, version_service
 from flows.tasks import check
-from pipeline.errors import PromptmillError, RegistryError
+from pipeline.errors import PromptmillError, WorkspaceError
 from pipeline.layout import STAGES, Layout
 from pipeline.registry.connection import connect
 from pipeline.registry.registry import list_versions
@@ -349,15 +349,13 @@ def test_a_server_that_does_not_come_up_is_an_error_that_says_where_it_printed(p
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
     log = root / ".promptmill" / "logs" / TASK / "check.log"
-    with (
-        pytest.raises(RegistryError, match=rf"version 99 .*serving it ended with exit code 1: .*{re.escape(str(log))}"),
-        serving(root, TASK, 99),
-    ):
+    ended = rf"The {TASK} version 99 server ended with exit code 1: .*not found. All it printed is in {re.escape(str(log))}"
+    with pytest.raises(WorkspaceError, match=ended), running([version_service(root, TASK, 99)], root=root):
         pass
-    assert "version=99) not found" in log.read_text(encoding="utf-8")
-    with pytest.raises(RegistryError, match=r"serving it took longer than 0\.5 s"), serving(root, TASK, 1, seconds=0.5):
+    late = version_service(root, TASK, 1, start_seconds=0.5)
+    with pytest.raises(WorkspaceError, match=r"did not answer on .*/ping within 0\.5 s"), running([late], root=root):
         pass
-    assert not [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(root)]
+    assert not [process.pid for process in psutil.process_iter(["cwd"]) if (process.info["cwd"] or "").startswith(str(root))]
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import time
 from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,6 @@ def prefect_api(root: Path, verbose: bool) -> Generator[None]:
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.tasks import send_what_is_queued
-
     if not verbose:
         keep_runs_off_the_console()
     if PREFECT_API_URL.value():
@@ -87,7 +87,8 @@ def prefect_api(root: Path, verbose: bool) -> Generator[None]:
         return
     reach_loopback_directly()
     say("Starting a Prefect server for this run ...")
-    with running([prefect_service(root)], root=root) as (server,):
+    imported = partial(import_module, "flows.retrain")  # which takes as long as the server's start
+    with running([prefect_service(root)], root=root, meanwhile=imported) as (server,):
         say(f"Watch it at {server.service.url}")
         os.environ[EMBEDDED_VARIABLE] = "1"
         with temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}):
@@ -95,6 +96,8 @@ def prefect_api(root: Path, verbose: bool) -> Generator[None]:
             try:
                 yield
             finally:
+                from flows.tasks import send_what_is_queued
+
                 os.environ.pop(EMBEDDED_VARIABLE)
                 send_what_is_queued()
 

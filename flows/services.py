@@ -8,7 +8,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,8 @@ def version_service(root: Path, task: str, version: int, start_seconds: float = 
 
 
 @contextmanager
-def running(services: Sequence[Service], *, root: Path) -> Generator[list[RunningService]]:
-    """Start servers together and yield when all answer; on leaving the block, however it is left, their process groups are gone.
+def running(services: Sequence[Service], *, root: Path, meanwhile: Callable[[], object] = lambda: None) -> Generator[list[RunningService]]:
+    """Start servers together, call `meanwhile`, and yield when all answer; on leaving the block, however it is left, their process groups are gone.
 
     Raises WorkspaceError with the last line of its log when one ends or does not answer within its `start_seconds`.
     """
@@ -124,6 +124,7 @@ def running(services: Sequence[Service], *, root: Path) -> Generator[list[Runnin
                 grace_seconds=service.grace_seconds,
             )
             started.append(RunningService(service, stack.enter_context(group)))
+        meanwhile()
         for one in started:
             _wait_until_answering(one)
         yield started

@@ -125,6 +125,8 @@ def test_a_run_ends_with_a_champion_and_says_where_to_look(promoted: Promoted) -
         "Completed",
         completed(*(f"{name}-{TASK}" for name in STAGE_NAMES), *STEPS, "promote"),
     )
+    assert all(f'"promptmill-task:{TASK}"' in tags for (tags,) in query(root, "SELECT tags FROM flow_run"))
+    assert query(root, "SELECT DISTINCT tags FROM task_run") == [("[]",)], "Prefect asks for the limits of each"
     assert sorted(query(root, "SELECT key, type FROM artifact")) == [
         ("data-tweet-sentiment", "markdown"),
         ("gate-tweet-sentiment", "table"),

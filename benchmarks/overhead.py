@@ -129,7 +129,7 @@ def checkouts(folder: Path) -> Generator[dict[str, Checkout]]:
     home = folder / "home"
     os.environ.update({**prefect_defaults(folder), "PREFECT_HOME": str(home)})
     (folder / ".promptmill").mkdir()
-    with running([prefect_service(folder)], root=folder) as (server,):
+    with running([prefect_service(folder)]) as (server,):
         api = {"PREFECT_API_URL": f"{server.service.url}/api"}
         yield {
             EMBEDDED: Checkout(roots[EMBEDDED], bundle, roots[EMBEDDED] / ".promptmill" / "prefect" / "prefect.db", {}),

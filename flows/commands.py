@@ -88,7 +88,7 @@ def prefect_api(root: Path, verbose: bool) -> Generator[None]:
     reach_loopback_directly()
     say("Starting a Prefect server for this run ...")
     imported = partial(import_module, "flows.retrain")  # which takes as long as the server's start
-    with running([prefect_service(root)], root=root, meanwhile=imported) as (server,):
+    with running([prefect_service(root)], meanwhile=imported) as (server,):
         say(f"Watch it at {server.service.url}")
         os.environ[EMBEDDED_VARIABLE] = "1"
         with temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}):
@@ -240,7 +240,7 @@ def ui(_options: Namespace) -> int:
     remote = tracking_uri(root=root) if tracking_uri(root=root).startswith(("http://", "https://")) else None
     services: list[Service] = [prefect_service(root), *([] if remote else [mlflow_service(root)])]
     try:
-        with running(services, root=root) as started:
+        with running(services) as started:
             for one in started:
                 answer(f"{one.service.name:<8} {one.service.url}")
             if remote:

@@ -40,10 +40,11 @@ class Port:
 
 @dataclass(frozen=True)
 class Service:
-    """A server: how to start it, on which port, where it answers, and where its output goes."""
+    """A server: how and in which folder to start it, on which port, where it answers, and where its output goes."""
 
     name: str
     port: Port
+    folder: Path
     command: tuple[str, ...]
     environment: Mapping[str, str]
     url: str
@@ -69,7 +70,7 @@ def prefect_service(root: Path) -> Service:
     environment |= missing_defaults(root, os.environ)
     environment["PREFECT_SERVER_UI_API_URL"] = f"{url}/api"  # by default the page asks port 4200, whatever port serves it
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port.number))
-    return Service("Prefect", port, command, environment, url, f"{url}/api/health", log_file(root, "prefect-server"))
+    return Service("Prefect", port, state_folder(root), command, environment, url, f"{url}/api/health", log_file(root, "prefect-server"))
 
 
 def mlflow_service(root: Path) -> Service:
@@ -80,13 +81,13 @@ def mlflow_service(root: Path) -> Service:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight idle workers of 250 MB each otherwise
     store = ("--backend-store-uri", tracking_uri(root=root), "--default-artifact-root", artifacts_folder(root=root).as_uri())
     command = (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port.number), "--workers", "1", *store)
-    return Service("MLflow", port, command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
+    return Service("MLflow", port, state_folder(root), command, environment, url, f"{url}/health", log_file(root, "mlflow-server"))
 
 
 def version_service(root: Path, task: str, version: int, start_seconds: float = SERVE_SECONDS) -> Service:
     """`mlflow models serve` of a registered version, as infra would start it; it answers once it has loaded the version.
 
-    The server is a fresh process, so nothing of the run that made the version can help it to load.
+    The server is a fresh process, so nothing of the run that made the version can help it to load. It works in the checkout, where the relative path of a base model begins.
     """
     port = claim_port(0)
     url, uri = f"http://{HOST}:{port.number}", tracking_uri(root=root)
@@ -101,11 +102,13 @@ def version_service(root: Path, task: str, version: int, start_seconds: float = 
     command = (sys.executable, "-c", MLFLOW_MODELS, "serve", *model, "--host", HOST, "--port", str(port.number))
     name = f"{task} version {version}"
     log = log_file(root, task, "check")
-    return Service(name, port, command, environment, url, f"{url}/ping", log, start_seconds, grace_seconds=0)  # it has nothing to keep
+    return Service(
+        name, port, root, command, environment, url, f"{url}/ping", log, start_seconds, grace_seconds=0
+    )  # it has nothing to keep
 
 
 @contextmanager
-def running(services: Sequence[Service], *, root: Path, meanwhile: Callable[[], object] = lambda: None) -> Generator[list[RunningService]]:
+def running(services: Sequence[Service], *, meanwhile: Callable[[], object] = lambda: None) -> Generator[list[RunningService]]:
     """Start servers together, call `meanwhile`, and yield when all answer; on leaving the block, however it is left, their process groups are gone.
 
     Raises WorkspaceError with the last line of its log when one ends or does not answer within its `start_seconds`.
@@ -117,7 +120,7 @@ def running(services: Sequence[Service], *, root: Path, meanwhile: Callable[[], 
             log = stack.enter_context(service.log.open("wb"))
             group = process_group(
                 service.command,
-                folder=state_folder(root),
+                folder=service.folder,
                 environment=service.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -141,7 +141,7 @@ def check(root: Path, name: str, version: int) -> None:
     rows = rows_to_ask(root=root, task=name)
     verify_stored(root=root, task=name, version=version)
     try:
-        with running([version_service(root, name, version)], root=root) as (server,):
+        with running([version_service(root, name, version)]) as (server,):
             answers = ask(server.service.url, rows)
     except WorkspaceError as error:
         raise RegistryError(f"{error} Do not promote it; register it again.") from error

@@ -241,7 +241,7 @@ def work(folder: Path, *, kills: int, seconds: float, first: int = 0) -> dict[st
     began = time.monotonic()
     campaign.servers.mkdir(exist_ok=True)
     service = prefect_service(campaign.servers)
-    with running([service], root=campaign.servers):
+    with running([service]):
         wait_until_gone(campaign.root)
         while campaign.kills() < kills and (campaign.chains() < 2 or time.monotonic() - began < seconds):
             one_chain(campaign, campaign.next_chain(), kills, f"{service.url}/api")

@@ -26,6 +26,7 @@ from flows.services import running, version_service
 from flows.tasks import check
 from pipeline.errors import PromptmillError, WorkspaceError
 from pipeline.layout import STAGES, Layout
+from pipeline.registry.check_version import ask, check_answers
 from pipeline.registry.connection import connect
 from pipeline.registry.registry import list_versions
 from tests.flows.data_workspace import commit
@@ -346,16 +347,21 @@ def test_a_version_is_served_before_the_alias_moves_and_not_once_it_has_it(
         checking(1)
 
 
-def test_a_server_that_does_not_come_up_is_an_error_that_says_where_it_printed(promoted: Promoted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_is_served_in_its_checkout_and_a_server_that_does_not_come_up_says_where_it_printed(
+    promoted: Promoted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, _ = promoted
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
     log = root / ".promptmill" / "logs" / TASK / "check.log"
     ended = rf"The {TASK} version 99 server ended with exit code 1: .*not found. All it printed is in {re.escape(str(log))}"
-    with pytest.raises(WorkspaceError, match=ended), running([version_service(root, TASK, 99)], root=root):
+    with pytest.raises(WorkspaceError, match=ended), running([version_service(root, TASK, 99)]):
         pass
+    with running([version_service(root, TASK, 1)]) as (server,):
+        assert psutil.Process(server.process.pid).cwd() == str(root), "a base model's relative path begins in the checkout"
+        check_answers("version 1", [{"text": "x"}], ask(server.service.url, [{"text": TEXTS[0]}]))
     late = version_service(root, TASK, 1, start_seconds=0.5)
-    with pytest.raises(WorkspaceError, match=r"did not answer on .*/ping within 0\.5 s"), running([late], root=root):
+    with pytest.raises(WorkspaceError, match=r"did not answer on .*/ping within 0\.5 s"), running([late]):
         pass
     assert not [process.pid for process in psutil.process_iter(["cwd"]) if (process.info["cwd"] or "").startswith(str(root))]
 

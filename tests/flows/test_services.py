@@ -33,7 +33,7 @@ def get(url: str) -> bytes:
 def test_both_servers_start_answer_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.services.PREFECT_PORT", 0)  # any port but the default one, which Prefect's page would ask anyway
     prefect, mlflow = prefect_service(tmp_path), mlflow_service(tmp_path)
-    with running([prefect, mlflow], root=tmp_path) as started:
+    with running([prefect, mlflow]) as started:
         check_alive(started)
         assert json.loads(get(f"{prefect.url}/api/health")) is True
         assert json.loads(get(f"{prefect.url}/ui-settings"))["api_url"] == f"{prefect.url}/api"
@@ -69,7 +69,7 @@ def test_a_server_that_ends_is_reported_with_its_last_line(tmp_path: Path, monke
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/at/all.db")
     with (
         pytest.raises(WorkspaceError, match=r"The Prefect server ended with exit code \d+: .*prefect-server\.log"),
-        running([prefect_service(tmp_path)], root=tmp_path),
+        running([prefect_service(tmp_path)]),
     ):
         pass
 

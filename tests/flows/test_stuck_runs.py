@@ -29,7 +29,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPref
     """A server as `promptmill services` and people start it, which also looks for what does not come."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with (
-        running([prefect_service(tmp_path)], root=tmp_path) as (server,),
+        running([prefect_service(tmp_path)]) as (server,),
         temporary_settings({PREFECT_API_URL: f"{server.service.url}/api"}),
     ):
         with get_client(sync_client=True) as opened:

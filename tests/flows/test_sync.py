@@ -54,7 +54,7 @@ def test_records_wait_while_mlflow_is_away_and_are_delivered_once(workspace: Wor
     assert "does not answer" in away.communicate()[1]
     assert spooled(root=root) == [first, second]
     keys = [read_json(folder / RECORD_FILE)["stage_key"] for folder in (first, second)]
-    with running([service], root=root):
+    with running([service]):
         several = [sync(root, service.url) for _ in range(3)]
         ends = [(process.wait(timeout=300), *process.communicate()) for process in several]
         assert [code for code, _, _ in ends] == [0, 0, 0], ends

@@ -192,16 +192,24 @@ def test_a_stage_whose_machine_dies_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dies", ["machine", "worker"])
 def test_another_machine_takes_over_from_one_that_stays_dark(
-    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str]
+    site: Site, workers: dict[str, subprocess.Popen[bytes]], reference: tuple[str, str], dies: str
 ) -> None:
-    run = site.flow("taken-over")
+    """A machine with all that it runs, or a worker alone, whose stage then ends by itself."""
+    run = site.flow(f"taken-over-{dies}")
     wait_for_a_checkpoint(site)
-    kill_tree(workers["gpu"].pid)
+    if dies == "machine":
+        kill_tree(workers["gpu"].pid)
+    else:
+        workers["gpu"].kill()
+    wait_for(lambda: not stage_processes(site.base / "gpu-box"), "the end of the stage's processes", site, seconds=30.0)
     site.worker("gpu", site.clone("second-gpu-box"))
     assert run.wait() == 0, site.logs()
-    assert "The worker gpu-box sends no heartbeat any more. It is handed out again." in site.log("taken-over")
-    assert "running on second-gpu-box of the work pool gpu" in site.log("taken-over")
+    said = site.log(f"taken-over-{dies}")
+    assert "It is handed out again." in said
+    assert dies == "worker" or "The worker gpu-box sends no heartbeat any more." in said
+    assert "running on second-gpu-box of the work pool gpu" in said
     assert results(site) == reference
     assert "fetched the checkpoint" in python(site, LOGS)
 

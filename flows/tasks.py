@@ -30,6 +30,7 @@ from pipeline.records import read_json
 from pipeline.registry import promotion, registry, tracking
 from pipeline.registry.check_version import ask, check_answers, rows_to_ask, verify_stored
 from pipeline.registry.locks import person
+from pipeline.registry.reference import champion_version
 from pipeline.registry.spool import spool_run
 
 STAGE_SECONDS = 6 * 3600.0
@@ -135,7 +136,8 @@ def check(root: Path, name: str, version: int) -> None:
     That guards the champion's alias, so a version that has it already is not served: every load of it is verified anyway.
     """
     finish = _step(f"[check] {name} version {version} answers in a fresh process")
-    if "champion" in registry.show(root=root, task=name, selector=version)["aliases"]:
+    champion, _ = champion_version(root=root, task=name) or (None, None)
+    if champion == version:
         finish("not asked again: it is champion already, so no alias moves")
         return
     rows = rows_to_ask(root=root, task=name)

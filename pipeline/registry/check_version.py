@@ -42,8 +42,9 @@ def ask(url: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """What the model server at `url` answers to rows of texts; raises RegistryError with its own words when it refuses."""
     body = json.dumps({"dataframe_records": list(rows)}).encode()
     request = urllib.request.Request(f"{url}/invocations", data=body, headers={"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on loopback, whatever proxy the environment names
     try:
-        with _opener().open(request, timeout=ANSWER_SECONDS) as response:
+        with opener.open(request, timeout=ANSWER_SECONDS) as response:
             document: Any = json.load(response)
     except urllib.error.HTTPError as error:
         raise RegistryError(f"The served version refused {len(rows)} rows: {error.read().decode(errors='replace')[:300]}") from error
@@ -85,8 +86,3 @@ def check_answer(where: str, answer: Mapping[str, Any]) -> None:
         raise RegistryError(
             f"{where}: the label is {answer.get('label')!r}, the probabilities are {probabilities}. Do not promote it; tune again."
         )
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Without the proxy that the environment may name: the server is on loopback."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
